@@ -75,18 +75,14 @@ class MambaFormerGenerationMixin:
         model_kwargs["encoder_outputs"] = BaseModelOutput()  # where `generate` looks for attentions
         beams = generation_config.num_beams
         expand = max(beams, generation_config.num_return_sequences)
-        end_ids = {
-            int(i)
-            for ids in (generation_config._eos_token_tensor, generation_config._pad_token_tensor)
-            if ids is not None
-            for i in ids.flatten().tolist()
-        }
+        eos = generation_config._eos_token_tensor
+        end_ids = () if eos is None else tuple(eos.flatten().tolist())
         request = RoutingRequest.build(
             self.config,
             model_kwargs.pop("routing", None),
             model_kwargs.pop("expert_budget", None),
             generation_config.max_length - prompt_length,
-            tuple(sorted(end_ids)),
+            end_ids,
         )
         keep = generation_config.use_cache is not False
         cache = MambaFormerCache(sources, request, expand, beams, keep_states=keep)
