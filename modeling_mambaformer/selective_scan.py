@@ -19,7 +19,8 @@ import os
 import torch
 from torch import Tensor
 
-from .selective_scan_native import LIBRARY, native_selective_scan
+from .native_library import LIBRARY
+from .selective_scan_native import native_selective_scan
 from .selective_scan_torch import chunked_selective_scan
 
 

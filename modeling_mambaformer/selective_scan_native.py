@@ -1,98 +1,27 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""The compiled selective scan: finding the shared library, calling it through ctypes, registering it with PyTorch.
+"""The compiled selective scan (`native/selective_scan.cpp`) as a PyTorch operator with a backward pass.
 
-The library (`native/selective_scan.cpp`) is optional. `LIBRARY` is None where it was not built; everything else in
-this file may be used only where it is not. Tensors here are float32 on the CPU with channels last.
+Only where `native_library.LIBRARY` is not None. Tensors here are float32 on the CPU with channels last.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-ABI = 1
-CHUNK = 32
+from .native_library import ABI, CHUNK, LIBRARY, call, declare, is_registered, row_strides, rows
 
-_POINTERS = (
+FORWARD = f"selective_scan_v{ABI}"
+BACKWARD = f"selective_scan_backward_v{ABI}"
+
+# Field for field the `ScanArgs` of native/selective_scan.cpp.
+ScanArgs = declare(
+    "ScanArgs",
     "u delta A B C D z delta_bias initial_state out last_state checkpoints grad_out grad_last_state "
-    "grad_u grad_delta grad_A grad_B grad_C grad_D grad_z grad_delta_bias grad_initial_state"
-).split()
-_INTEGERS = (
+    "grad_u grad_delta grad_A grad_B grad_C grad_D grad_z grad_delta_bias grad_initial_state",
     "batch length dim state u_batch u_time delta_batch delta_time B_batch B_time C_batch C_time z_batch z_time "
-    "grad_out_batch grad_out_time delta_softplus threads"
-).split()
-
-
-class ScanArgs(ctypes.Structure):
-    """Field for field the `ScanArgs` of `native/selective_scan.cpp`."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in _POINTERS] + [(name, ctypes.c_int64) for name in _INTEGERS]
-
-
-def _library_folders() -> list[Path]:
-    """Folders that may hold the library: next to this room, or in an installed package if this file was copied out."""
-    here = Path(__file__).resolve().parent
-    if here.name == "modeling_mambaformer":
-        return [here.parent / "native"]
-    try:
-        spec = importlib.util.find_spec("mambaformer")
-    except (ImportError, ValueError):
-        return []
-    roots = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec is not None else []
-    return [folder for root in roots for folder in (root / "native", root.parent / "native")]
-
-
-def load_library() -> ctypes.CDLL | None:
-    """The first library found that this file can talk to, or None."""
-    for folder in _library_folders():
-        for path in sorted(folder.glob("_selective_scan*")):
-            if path.suffix not in (".so", ".pyd", ".dll", ".dylib"):
-                continue
-            try:
-                library = ctypes.CDLL(str(path))
-                library.mambaformer_scan_abi.restype = ctypes.c_int64
-                library.mambaformer_scan_chunk.restype = ctypes.c_int64
-                library.mambaformer_scan_isa.restype = ctypes.c_char_p
-                if (library.mambaformer_scan_abi(), library.mambaformer_scan_chunk()) != (ABI, CHUNK):
-                    continue
-                for name in ("forward", "backward"):
-                    function = getattr(library, f"mambaformer_scan_{name}")
-                    function.argtypes, function.restype = [ctypes.POINTER(ScanArgs)], ctypes.c_int
-            except (OSError, AttributeError):
-                continue
-            return library
-    return None
-
-
-LIBRARY = load_library()
-
-
-def _call(name: str, tensors: dict[str, Tensor | None], integers: dict[str, int]) -> None:
-    """Call the library. Its OpenMP threads are as many as PyTorch's own at this moment."""
-    args = ScanArgs(**integers, threads=torch.get_num_threads())
-    for key, tensor in tensors.items():
-        if tensor is not None:
-            setattr(args, key, tensor.data_ptr())
-    if getattr(LIBRARY, f"mambaformer_scan_{name}")(ctypes.byref(args)) != 0:
-        raise MemoryError(f"the selective scan's {name} pass found no memory for its workspace; use a smaller batch")
-
-
-def _rows(x: Tensor | None) -> Tensor | None:
-    """The tensor itself if its last dimension is contiguous, else a contiguous copy."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
-
-
-def _strides(**tensors: Tensor | None) -> dict[str, int]:
-    """Batch and time strides of `(batch, length, …)` tensors under the names that `ScanArgs` gives them."""
-    strides = {}
-    for name, x in tensors.items():
-        if x is not None:
-            strides[f"{name}_batch"], strides[f"{name}_time"] = x.stride(0), x.stride(1)
-    return strides
+    "grad_out_batch grad_out_time delta_softplus threads",
+)
 
 
 def native_forward(
@@ -114,7 +43,7 @@ def native_forward(
     `last_state`, if given, is overwritten; it may be `initial_state` itself (contiguous).
     """
     (batch, length, dim), state = u.shape, A.shape[1]
-    u, delta, B, C, z = _rows(u), _rows(delta), _rows(B), _rows(C), _rows(z)
+    u, delta, B, C, z = rows(u), rows(delta), rows(B), rows(C), rows(z)
     A = A.contiguous()
     D = None if D is None else D.contiguous()
     delta_bias = None if delta_bias is None else delta_bias.contiguous()
@@ -125,7 +54,8 @@ def native_forward(
     tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
     tensors |= dict(out=out, last_state=last_state, checkpoints=checkpoints if save_checkpoints else None)
     sizes = dict(batch=batch, length=length, dim=dim, state=state, delta_softplus=int(delta_softplus))
-    _call("forward", tensors, sizes | _strides(u=u, delta=delta, B=B, C=C, z=z))
+    strides = row_strides(u=u, delta=delta, B=B, C=C, z=z)
+    call("mambaformer_scan_forward", ScanArgs, tensors, **sizes, **strides)
     return out, last_state, checkpoints
 
 
@@ -161,7 +91,7 @@ def native_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of `_empty_gradients`'s nine inputs."""
     (batch, length, dim), state = u.shape, A.shape[1]
-    grad_out, u, delta, B, C, z = _rows(grad_out), _rows(u), _rows(delta), _rows(B), _rows(C), _rows(z)
+    grad_out, u, delta, B, C, z = rows(grad_out), rows(u), rows(delta), rows(B), rows(C), rows(z)
     A, grad_last_state = A.contiguous(), None if grad_last_state is None else grad_last_state.contiguous()
     D = None if D is None else D.contiguous()
     delta_bias = None if delta_bias is None else delta_bias.contiguous()
@@ -172,26 +102,23 @@ def native_backward(
     for name, gradient in zip(names, gradients, strict=True):
         tensors[f"grad_{name}"] = gradient if gradient.numel() else None
     sizes = dict(batch=batch, length=length, dim=dim, state=state, delta_softplus=int(delta_softplus))
-    _call("backward", tensors, sizes | _strides(u=u, delta=delta, B=B, C=C, z=z, grad_out=grad_out))
+    strides = row_strides(u=u, delta=delta, B=B, C=C, z=z, grad_out=grad_out)
+    call("mambaformer_scan_backward", ScanArgs, tensors, **sizes, **strides)
     return gradients
 
 
 def _register() -> None:
-    """Register forward and backward as operators that autograd, FakeTensor and torch.compile understand.
-
-    The names carry the version of the interface. This file may be loaded a second time in one process, as remote code
-    of a checkpoint next to the installed package: the operators of the first time then serve both.
-    """
+    """Register forward and backward as operators that autograd, FakeTensor and torch.compile understand."""
     inputs = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
     forward = torch.library.custom_op(
-        f"mambaformer::selective_scan_v{ABI}",
+        f"mambaformer::{FORWARD}",
         lambda *args: native_forward(*args, save_checkpoints=True),
         mutates_args=(),
         device_types="cpu",
         schema=f"({inputs}, Tensor? initial_state, bool delta_softplus) -> (Tensor, Tensor, Tensor)",
     )
     backward = torch.library.custom_op(
-        f"mambaformer::selective_scan_backward_v{ABI}",
+        f"mambaformer::{BACKWARD}",
         native_backward,
         mutates_args=(),
         device_types="cpu",
@@ -217,7 +144,7 @@ def _register() -> None:
 
     def differentiate(ctx, grad_out, grad_last_state, _):
         *tensors, checkpoints = ctx.saved_tensors
-        operator = getattr(torch.ops.mambaformer, f"selective_scan_backward_v{ABI}")
+        operator = getattr(torch.ops.mambaformer, BACKWARD)
         gradients = list(operator(grad_out, grad_last_state, *tensors, checkpoints, ctx.delta_softplus))
         present = [tensor is not None for tensor in tensors] + [ctx.has_initial_state]
         return *(gradient if here else None for gradient, here in zip(gradients, present, strict=True)), None
@@ -227,7 +154,7 @@ def _register() -> None:
     forward.register_autograd(differentiate, setup_context=setup_context)
 
 
-if LIBRARY is not None and not hasattr(torch.ops.mambaformer, f"selective_scan_v{ABI}"):
+if LIBRARY is not None and not is_registered(FORWARD):
     _register()
 
 
@@ -244,6 +171,6 @@ def native_selective_scan(
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output `(B, L, D)` and last state `(B, D, N)`, differentiable once with respect to every tensor."""
-    operator = getattr(torch.ops.mambaformer, f"selective_scan_v{ABI}")
+    operator = getattr(torch.ops.mambaformer, FORWARD)
     out, last_state, _ = operator(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
     return out, last_state

@@ -1,0 +1,87 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+Ask the embedded default held-out questions of DentalQA, by the router and by each expert alone.
+
+    python -m mambaformer.benchmarks.embedded_answers --answers 30 --rows 300
+
+Prints the first answers and writes all figures to `benchmarks/results/embedded_answers.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+
+import torch
+from transformers import AutoTokenizer
+
+from ..dental_qa.dataset import load_dental_qa
+from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
+from ..trainer.metrics import token_f1
+from .machine import write_result
+
+ROUTINGS = ("auto", "emamba", "et5")
+
+
+def main() -> None:
+    """Parse arguments, answer, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default=None, help="folder or id, default the embedded checkpoint")
+    parser.add_argument("--split", default="test_phrasing")
+    parser.add_argument("--answers", type=int, default=30, help="answers to print and keep")
+    parser.add_argument("--rows", type=int, default=300, help="rows to score, sampled with a fixed seed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="embedded_answers", help="name of the result file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    folder = arguments.model or str(embedded_checkpoint())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = MambaFormerForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = list(load_dental_qa(arguments.split))
+    rows = random.Random(arguments.seed).sample(rows, min(arguments.rows, len(rows)))
+
+    scores = {routing: [] for routing in ROUTINGS}
+    seconds = {routing: [] for routing in ROUTINGS}
+    counts = {"tokens": 0, "et5": 0, "passes": 0, "et5_tokens": 0, "encoder_calls": 0}
+    kept = []
+    for row in rows:
+        source = tokenizer(format_source(row["question"], row["context"] or None), return_tensors="pt")
+        for routing in ROUTINGS:
+            start = time.perf_counter()
+            output = model.generate(**source, routing=routing, return_dict_in_generate=True)
+            seconds[routing].append(time.perf_counter() - start)
+            answer = tokenizer.decode(output.sequences[0], skip_special_tokens=True)
+            scores[routing].append(token_f1(answer, row["answer"]))
+            if routing == "auto":
+                trace = output.route_trace
+                counts["tokens"] += int((trace.expert >= 0).sum())
+                counts["et5"] += int((trace.expert == 1).sum())
+                counts["passes"] += int(trace.et5_passes.sum())
+                counts["et5_tokens"] += int(trace.et5_tokens.sum())
+                counts["encoder_calls"] += int(trace.encoder_calls.sum())
+                if len(kept) < arguments.answers:
+                    share = float(trace.et5_share()[0])
+                    kept.append({"question": row["question"], "gold": row["answer"], "answer": answer, "share": share})
+    for item in kept:
+        print(f"Q: {item['question']}\nA: {item['answer']}\n   gold: {item['gold']}\n   ET5 share {item['share']:.3f}\n")
+    result = {
+        "split": arguments.split,
+        "rows": len(rows),
+        "seed": arguments.seed,
+        "token_f1": {routing: statistics.mean(values) for routing, values in scores.items()},
+        "seconds_median": {routing: statistics.median(values) for routing, values in seconds.items()},
+        "et5_share": counts["et5"] / max(counts["tokens"], 1),
+        "passes_per_answer": counts["passes"] / len(rows),
+        "et5_tokens_per_answer": counts["et5_tokens"] / len(rows),
+        "encoder_calls_per_answer": counts["encoder_calls"] / len(rows),
+        "answers": kept,
+    }
+    path = write_result(arguments.name, result)
+    print({key: value for key, value in result.items() if key != "answers"})
+    print(f"written to benchmarks/results/{path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// What the compiled operators share: the split of work, threads, workspaces and the choice of instruction set.
+//
+// Sequences are (batch, length, dim) with neighbouring channels. Work is split into (sequence, block of channels); a
+// block runs through time on its own, so threads share nothing. Sums over blocks and sequences are made in a fixed
+// order: results do not depend on the number of threads.
+
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+constexpr int64_t BLOCK = 64;  // channels of one work item
+
+// Whether the AVX2 kernels may run here. MAMBAFORMER_ISA=portable keeps to the plain ones.
+[[maybe_unused]] bool has_avx2() {
+#if defined(__x86_64__)
+  const char* wish = std::getenv("MAMBAFORMER_ISA");
+  const bool plain = wish && std::strcmp(wish, "portable") == 0;
+  return !plain && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
+
+// States that fade away end as denormal numbers, which some processors handle very slowly: treat them as zero here.
+struct FlushDenormals {
+#if defined(__x86_64__)
+  unsigned saved = _mm_getcsr();
+  FlushDenormals() { _mm_setcsr(saved | 0x8040u); }
+  ~FlushDenormals() { _mm_setcsr(saved); }
+#else
+  FlushDenormals() {}
+  ~FlushDenormals() {}
+#endif
+};
+
+struct Buffer {
+  float* data;
+  explicit Buffer(int64_t count) : data(static_cast<float*>(std::malloc(sizeof(float) * (count > 0 ? count : 1)))) {}
+  ~Buffer() { std::free(data); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+};
+
+int thread_index() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// As many threads as asked for, as there are work items, and as the work is worth.
+int64_t thread_count(int64_t wish, int64_t items, int64_t operations) {
+  const int64_t worth = operations / 16384 + 1;
+  int64_t threads = wish < items ? wish : items;
+  threads = threads < worth ? threads : worth;
+  return threads > 0 ? threads : 1;
+}
+
+// to[i] = sum over k of from[k * stride + i], always in the order of k.
+void add_up(float* to, const float* from, int64_t count, int64_t terms, int64_t stride, int64_t threads) {
+  constexpr int64_t SPAN = 1024;
+  const int64_t spans = (count + SPAN - 1) / SPAN;
+  (void)threads;
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) if (threads > 1)
+  for (int64_t span = 0; span < spans; ++span) {
+    const int64_t begin = span * SPAN, end = begin + SPAN < count ? begin + SPAN : count;
+    std::memcpy(to + begin, from + begin, sizeof(float) * (end - begin));
+    for (int64_t k = 1; k < terms; ++k)
+      for (int64_t i = begin; i < end; ++i) to[i] += from[k * stride + i];
+  }
+}
+
+}  // namespace

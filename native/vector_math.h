@@ -1,0 +1,107 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// Vectors of float32 and the elementary functions that the kernels need. This header has no include guard on purpose:
+// for_each_isa.h includes it once for every instruction set, each time with its own
+//   ISA_NAMESPACE  where the functions go,
+//   ISA_TARGET     the function attribute that selects the instruction set,
+//   ISA_WIDTH      the number of float32 lanes of a vector.
+// Lanes are channels: they are neighbours in memory and never depend on each other.
+
+namespace ISA_NAMESPACE {
+
+constexpr int W = ISA_WIDTH;
+typedef float Vec __attribute__((vector_size(W * 4)));
+typedef int32_t IntVec __attribute__((vector_size(W * 4)));
+typedef float UnalignedVec __attribute__((vector_size(W * 4), aligned(4), may_alias));
+
+ISA_INLINE Vec splat(float x) { return Vec{} + x; }
+ISA_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+ISA_INLINE void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
+
+// Rows end where the channels end: the last vector of a row may be a part of one. Missing lanes read as zero.
+ISA_INLINE Vec load_part(const float* p, int64_t lanes) {
+  if (lanes >= W) return load(p);
+  float part[W] = {};
+  for (int64_t i = 0; i < lanes; ++i) part[i] = p[i];
+  return load(part);
+}
+ISA_INLINE void store_part(float* p, Vec x, int64_t lanes) {
+  if (lanes >= W) return store(p, x);
+  float part[W];
+  store(part, x);
+  for (int64_t i = 0; i < lanes; ++i) p[i] = part[i];
+}
+
+// Maximum and minimum with the processor's own rule: the second operand where either is NaN.
+ISA_INLINE Vec larger(Vec x, Vec y) {
+#if ISA_WIDTH == 8
+  return __builtin_ia32_maxps256(x, y);
+#else
+  return x > y ? x : y;
+#endif
+}
+ISA_INLINE Vec smaller(Vec x, Vec y) {
+#if ISA_WIDTH == 8
+  return __builtin_ia32_minps256(x, y);
+#else
+  return x < y ? x : y;
+#endif
+}
+
+ISA_INLINE float lane_sum(Vec x) {
+  float part[W], total = 0.0f;
+  store(part, x);
+  for (int i = 0; i < W; ++i) total += part[i];
+  return total;
+}
+
+ISA_INLINE float lane_max(Vec x) {
+  float part[W], largest = 0.0f;
+  store(part, x);
+  for (int i = 0; i < W; ++i) largest = part[i] > largest ? part[i] : largest;
+  return largest;
+}
+ISA_INLINE Vec magnitude(Vec x) { return (Vec)((IntVec)x & 0x7fffffff); }
+ISA_INLINE float largest_magnitude(const float* p, int64_t count) {
+  Vec largest = {};
+  for (int64_t i = 0; i < count; i += W) largest = larger(magnitude(load(p + i)), largest);
+  return lane_max(largest);
+}
+
+// 2^x: x = n + f with n the nearest integer, a polynomial for 2^f that is exactly 1 at f = 0, and n added to the
+// exponent bits. Relative error below 2e-7. Below 2^-126 the result stays 2^-126, above 2^128 it is infinite, and a
+// NaN stays one. `Clamp` may be false where x is known to lie between -126 and 126.
+template <bool Clamp = true>
+ISA_INLINE Vec exp2(Vec x) {
+  if (Clamp) x = smaller(splat(128.0f), larger(splat(-126.0f), x));
+  const Vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer lands in the low mantissa bits
+  const Vec f = x - (shifted - 12582912.0f);
+  Vec p = splat(1.326472021e-3f);
+  p = p * f + 9.671513138e-3f;
+  p = p * f + 5.550733766e-2f;
+  p = p * f + 2.402224207e-1f;
+  p = p * f + 6.931469776e-1f;
+  p = p * f + 1.0f;
+  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+}
+ISA_INLINE Vec exp(Vec x) { return exp2<>(x * 1.442695041f); }
+ISA_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+// log(1 + exp(x)) = max(x, 0) + log1p(y) with y = exp(-|x|) in (0, 1]. Halving 1 + y where it exceeds sqrt(2) leaves
+// an argument 1 + f whose f is exact, so small results keep their relative accuracy.
+ISA_INLINE Vec softplus(Vec x) {
+  const Vec y = exp(x > 0.0f ? -x : x);
+  const IntVec upper = y > 0.41421356f;
+  const Vec f = upper ? (y - 1.0f) * 0.5f : y;
+  Vec p = splat(8.700268427e-2f);
+  p = p * f - 1.426746354e-1f;
+  p = p * f + 1.491481010e-1f;
+  p = p * f - 1.657758761e-1f;
+  p = p * f + 1.996306046e-1f;
+  p = p * f - 2.500133699e-1f;
+  p = p * f + 3.333391081e-1f;
+  const Vec log1p_f = f - f * f * (0.5f - p * f);
+  return (x > 0.0f ? x : Vec{}) + (upper ? log1p_f + 0.6931471806f : log1p_f);
+}
+
+}  // namespace ISA_NAMESPACE

@@ -1,0 +1,72 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""The cost table: what an ET5 call and an EMamba step take on the present device, measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..modeling_mambaformer.emamba_stream import head_logits, read_on, read_source
+from ..modeling_mambaformer.lazy_et5 import LazyET5State
+from ..modeling_mambaformer.sources import Sources
+
+CAUGHT_UP = 16
+"""Positions of the longer of the two decoder passes from which the cost of a pass and of a position are told apart."""
+
+
+@torch.no_grad()
+def measure_costs(
+    model: nn.Module, source_length: int = 64, target_length: int = 32, repeats: int = 15
+) -> dict[str, float]:
+    """
+    Median milliseconds, one sequence at a time, of a decoder pass (`pass`), a position computed in it (`token`), an
+    encoder run (`encoder`) and an EMamba step with its head (`emamba`).
+
+    Args:
+        source_length, target_length: in tokens, of a typical question and of the answer before the call.
+        repeats: of each measurement.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    ids = torch.randint(3, model.config.vocab_size, (1, source_length), device=device)
+    sources = Sources.build(ids, None, model.config.vocab_size)
+    answer = torch.randint(3, model.config.vocab_size, (1, target_length + CAUGHT_UP), device=device)
+    row = torch.zeros(1, dtype=torch.long, device=device)
+    state = LazyET5State(sources, row)
+
+    def encode() -> None:
+        state.encoded[:] = False
+        state.encode(model.et5, row)
+
+    def decode(positions: int) -> None:
+        state.reached[:] = target_length
+        state.decode(model.et5, answer, row, target_length + positions, target_length + positions - 1)
+
+    encoder = median_ms(encode, repeats, device)
+    state.decode(model.et5, answer, row, target_length, target_length - 1)
+    short = median_ms(lambda: decode(1), repeats, device)
+    long = median_ms(lambda: decode(CAUGHT_UP), repeats, device)
+    cache, _ = read_source(model.emamba, sources)
+    step = median_ms(lambda: head_logits(model.emamba, read_on(model.emamba, cache, answer[:, :1])), repeats, device)
+    model.train(was_training)
+    token = max(0.0, (long - short) / (CAUGHT_UP - 1))
+    return {"pass": max(short - token, 0.0), "token": token, "encoder": encoder, "emamba": step}
+
+
+def median_ms(run: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Median milliseconds of `run()`, after two calls that do not count."""
+    times = []
+    for _ in range(repeats + 2):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[2:])

@@ -1,0 +1,80 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""The pretraining loss of either expert: cross-entropy on target positions, computed without waste.
+
+Two things keep a small model on one core from spending its time at the vocabulary: the head is applied to target
+positions alone, never to the source or to padding, and head and cross-entropy are one function that turns the logits
+into their own gradient in place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.activations import NewGELUActivation
+
+from .pretrain_data import IGNORE
+
+
+def target_hidden(model: nn.Module, expert: str, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final hidden states (N, D), scaled as the head expects them, and gold ids (N,) of a batch's N target tokens."""
+    labels = batch["labels"]  # (B, T)
+    wanted = labels != IGNORE
+    if expert == "et5":
+        encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
+        fed = torch.cat([start, labels[:, :-1]], dim=1)
+        hidden = model.decoder(
+            input_ids=fed.masked_fill(fed == IGNORE, model.config.pad_token_id),
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=batch["attention_mask"],
+            use_cache=False,
+        ).last_hidden_state[wanted]  # (N, D)
+        if model.config.scale_decoder_outputs:
+            hidden = hidden * model.model_dim**-0.5
+    else:
+        hidden = model.backbone(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).last_hidden_state  # (B, S + T, D)
+        hidden = hidden[:, -labels.shape[1] :][wanted]  # (N, D)
+    return hidden.to(model.lm_head.weight.dtype), labels[wanted]
+
+
+class HeadCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy (nats) of `hidden @ weight.T` against `gold`, in float32; the logits exist once.
+
+    Inputs: hidden (N, D), weight (V, D), gold (N,). The gradient is ready when forward returns, since it needs no
+    more than the probabilities that the loss needs too.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+        logits = (hidden @ weight.t()).float()  # (N, V)
+        logits -= logits.amax(dim=1, keepdim=True)
+        chosen = logits.gather(1, gold[:, None])  # (N, 1)
+        total = logits.exp_().sum(dim=1, keepdim=True)  # (N, 1)
+        loss = (total.log() - chosen).mean()
+        logits /= total * len(gold)  # softmax / N
+        logits.scatter_add_(1, gold[:, None], torch.full_like(chosen, -1.0 / len(gold)))
+        gradient = logits.to(weight.dtype)
+        ctx.save_for_backward(gradient @ weight, gradient.t() @ hidden)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_output: torch.Tensor):
+        for_hidden, for_weight = ctx.saved_tensors
+        return for_hidden * grad_output, for_weight * grad_output, None
+
+
+def pretraining_loss(model: nn.Module, expert: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean loss over the target tokens of a batch, with a graph; a scalar in float32."""
+    hidden, gold = target_hidden(model, expert, batch)
+    return HeadCrossEntropy.apply(hidden, model.lm_head.weight, gold)
+
+
+def fuse_activations(model: nn.Module) -> nn.Module:
+    """Swap T5's tanh-GELU, written out in eight tensor operations, for PyTorch's single one; weights are untouched."""
+    for module in model.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+    return model

@@ -1,0 +1,83 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""The router over whole gold or generated answers, with EMamba for its features and without ET5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..modeling_mambaformer.emamba_stream import head_logits, read_together
+from ..modeling_mambaformer.router import RouterState, past_of
+from ..modeling_mambaformer.router_inputs import first_state, router_inputs, source_scalars
+from ..modeling_mambaformer.sources import Sources
+
+
+@dataclass
+class RouterPass:
+    """
+    What the router said of T decoder positions of B rows.
+
+    Attributes:
+        encoded: `(B, T, H)`, the router's first layer before its own past is added.
+        state: the router's state before the first position.
+        margin: `(B, T)`, differentiable. expert, gap: `(B, T)` long, as in `RouteTrace`, without an end.
+        gate_logit: `(B,)`, differentiable.
+    """
+
+    encoded: torch.Tensor
+    state: RouterState
+    margin: torch.Tensor
+    expert: torch.Tensor
+    gap: torch.Tensor
+    gate_logit: torch.Tensor
+
+
+def run_router(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    decoder_input_ids: torch.Tensor,
+    threshold: float,
+    ended: torch.Tensor | None = None,
+) -> RouterPass:
+    """
+    Let EMamba read sources `(B, S)` and decoder inputs `(B, T)` without gradients, and the router judge each position.
+
+    The router's past is its own: it unrolls its choices at `threshold`, as it will when it generates.
+
+    Args:
+        ended: `(B, T)` bool, positions that are not part of an answer, never routed.
+    """
+    emamba, router = model.emamba, model.router
+    with torch.no_grad():
+        sources = Sources.build(input_ids, attention_mask, model.config.vocab_size)
+        hidden, at_source_end = read_together(emamba, sources, decoder_input_ids, None)  # (B, T, D), (B, D)
+        logits = head_logits(emamba, hidden)  # (B, T, V)
+        state = first_state(emamba, router, sources)
+        scalars = source_scalars(router, model.config, sources)  # (B,), (B,)
+    inputs, _ = router_inputs(emamba, router, model.config, hidden, logits, decoder_input_ids, state, scalars)
+    encoded = router.encode(inputs)  # (B, T, H)
+    expert, gap = unroll(model, encoded, state, threshold, ended)
+    previous, _ = past_of(expert, state)
+    dtype = model.gate.hidden_proj.weight.dtype
+    gate_logit = model.gate(at_source_end.to(dtype), scalars[0].to(dtype), scalars[1].to(dtype))  # (B,)
+    return RouterPass(encoded, state, router.margin(encoded, previous, gap), expert, gap, gate_logit)
+
+
+def unroll(
+    model: nn.Module,
+    encoded: torch.Tensor,
+    state: RouterState,
+    threshold: float,
+    ended: torch.Tensor | None = None,
+    allowed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The router's choices and gaps, both `(B, T)` long, at `threshold`, in rows whose gate is `allowed` `(B,)`."""
+    if ended is None:
+        ended = torch.zeros(encoded.shape[:2], dtype=torch.bool, device=encoded.device)
+    if allowed is None:
+        allowed = torch.ones(len(encoded), dtype=torch.bool, device=encoded.device)
+    expert, gap, _ = model.router.choose(encoded, state, threshold, None, allowed, ended)
+    return expert, gap
