@@ -6,6 +6,8 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .remote_code import RemoteCodeConfigMixin
+
 ROUTING_MODES = ("auto", "et5", "emamba", "soft")
 MERGERS = ("select", "mix", "complement")
 T5_FAMILY = ("t5", "mt5", "umt5")
@@ -14,7 +16,7 @@ DEFAULT_BUDGET = 0.038
 """The share of tokens that the paper sends to ET5 (arXiv 2601.01260: 96.2 % of the tokens go to EMamba)."""
 
 
-class MambaFormerConfig(PreTrainedConfig):
+class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`MambaFormerForConditionalGeneration`]: two whole language models that share one vocabulary, and
     the router that decides, token by token, which of them speaks (arXiv 2601.01260).

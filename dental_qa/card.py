@@ -113,7 +113,7 @@ CC BY 4.0, the MambaFormer developers.
 
 def digest(concepts: list[Concept]) -> str:
     """SHA-256 over ids, names and facts, shortened: says which sources a build came from."""
-    content = [[c.id, c.field, c.name, c.plural, c.aliases, c.neighbour, c.all_facts()] for c in concepts]
+    content = [[c.id, c.field, c.name, c.plural, c.aliases, c.neighbour, c.all_facts] for c in concepts]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

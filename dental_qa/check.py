@@ -35,7 +35,7 @@ def own_texts(concepts: list[Concept]) -> dict[str, str]:
     texts = {
         f"{concept.field}.yaml:{fact_id}": sentence
         for concept in concepts
-        for fact_id, sentence in concept.all_facts().items()
+        for fact_id, sentence in concept.all_facts.items()
     }
     for concept in concepts:
         texts[f"{concept.field}.yaml:{concept.id}"] = " ; ".join([concept.name, *filter(is_usable, concept.aliases)])
@@ -56,7 +56,9 @@ def all_problems(
     expected, _ = build_rows(concepts, held_out)
     if all((data / f"{split}.parquet").exists() for split in SPLITS):
         if read_rows(data) != expected:
-            yield Problem("data", str(data), "is not what the sources give; run `python -m mambaformer.dental_qa.build`.")
+            yield Problem(
+                "data", str(data), "is not what the sources give; run `python -m mambaformer.dental_qa.build`."
+            )
     else:
         yield Problem("data", str(data), "has not been built; run `python -m mambaformer.dental_qa.build`.")
     yield from check_rows(concepts, expected, held_out)

@@ -134,7 +134,9 @@ class Composer:
         values = concept_slots(concept, self._neighbour(concept))
         kind = "case" if contexts.can_be_case(concept) and "symptoms" not in aspects and number % 2 else "passage"
         if len(aspects) == 1:
-            question = self._single_question(concept, aspects[0], group, style, rng, set(), one_sentence=True, alias=False)
+            question = self._single_question(
+                concept, aspects[0], group, style, rng, set(), one_sentence=True, alias=False
+            )
         else:
             question = part_question(concept, aspects, group, style, values, rng)
         if question is None:
@@ -198,7 +200,7 @@ class Composer:
         context: str = "",
         brief: bool = False,
     ) -> Row:
-        known = concept.all_facts()
+        known = concept.all_facts
         facts = [fact for aspect in aspects for fact in concept.fact_ids(aspect)[: 1 if brief else None]]
         if context:
             length_class = "long"

@@ -85,7 +85,12 @@ def case(
         opening, ages = words["child_opening"], (4, 7)
     else:
         opening, ages = words["adult_opening"], (23, 44)
-    slots = {**values, "job": rng.choice(words["adults"]), "age": str(rng.randint(*ages)), "months": str(rng.randint(5, 20))}
+    slots = {
+        **values,
+        "job": rng.choice(words["adults"]),
+        "age": str(rng.randint(*ages)),
+        "months": str(rng.randint(5, 20)),
+    }
     record = [render(rng.choice(opening), slots)]
     record += [render(s, slots) for s in rng.sample(words["background"], rng.randint(2, 5))]
     record.append(render(rng.choice(words["finding"]), slots))
@@ -94,7 +99,9 @@ def case(
         return " ".join(record)
     sheet = [rng.choice(words["sheet"])]
     blocks = [[s for aspect in aspects for s in concept.facts[aspect]]]
-    blocks += [[s for a in rng.sample(o.aspects, min(3, len(o.aspects))) for s in o.facts[a]] for o in others[: rng.randint(1, 4)]]
+    blocks += [
+        [s for a in rng.sample(o.aspects, min(3, len(o.aspects))) for s in o.facts[a]]
+        for o in others[: rng.randint(1, 4)]
+    ]
     rng.shuffle(blocks)
     return " ".join(record) + "\n" + " ".join(sheet + [sentence for block in blocks for sentence in block])
-

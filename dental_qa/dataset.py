@@ -70,20 +70,14 @@ def probe_rows(count: int, concepts: list[Concept] | None = None) -> list[Row]:
 def without_leaks(rows: list[Row]) -> tuple[list[Row], Counter[str]]:
     """Removes repeated rows, then every row whose question or answer an earlier split has too (or nearly so)."""
     removed: Counter[str] = Counter()
-    kept: list[Row] = []
-    seen: dict[str, set[str]] = {"question": set(), "answer": set()}
-    for split in SPLITS:
-        own = _distinct([row for row in rows if row.split == split], removed)
-        for part in ("question", "answer"):
-            texts = {normalise(getattr(row, part)) for row in own}
-            clashes = texts & seen[part] | {left for left, _, _ in near_duplicates(texts, seen[part])}
-            removed[f"{split}: {part} in an earlier split"] += len(own)
-            own = [row for row in own if normalise(getattr(row, part)) not in clashes]
-            removed[f"{split}: {part} in an earlier split"] -= len(own)
-        for part in seen:
-            seen[part] |= {normalise(getattr(row, part)) for row in own}
-        kept += own
-    return kept, +removed
+    kept = [row for split in SPLITS for row in _distinct([row for row in rows if row.split == split], removed)]
+    for part in ("question", "answer"):
+        groups = [{normalise(getattr(row, part)) for row in kept if row.split == split} for split in SPLITS]
+        clashes = {(SPLITS[later], text) for later, text, *_ in near_duplicates(groups)}
+        clean = [row for row in kept if (row.split, normalise(getattr(row, part))) not in clashes]
+        removed.update(f"{row.split}: {part} in an earlier split" for row in set(kept) - set(clean))
+        kept = clean
+    return kept, removed
 
 
 def _distinct(rows: list[Row], removed: Counter[str]) -> list[Row]:

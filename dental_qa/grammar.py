@@ -23,8 +23,39 @@ from .schema import Concept
 
 ARTICLES = ("a", "an", "the")
 PREPOSITIONS = (
-    *("of", "in", "on", "at", "with", "from", "for", "to", "after", "before", "around", "between", "under", "behind", "over"),
-    *("inside", "that", "caused", "near", "by", "during", "without", "where", "when", "due", "against", "as", "around", "while"),
+    *(
+        "of",
+        "in",
+        "on",
+        "at",
+        "with",
+        "from",
+        "for",
+        "to",
+        "after",
+        "before",
+        "around",
+        "between",
+        "under",
+        "behind",
+        "over",
+    ),
+    *(
+        "inside",
+        "that",
+        "caused",
+        "near",
+        "by",
+        "during",
+        "without",
+        "where",
+        "when",
+        "due",
+        "against",
+        "as",
+        "around",
+        "while",
+    ),
 )
 
 
@@ -75,7 +106,12 @@ def alias_phrase(alias: str) -> tuple[str, bool]:
     known, lower = rules(), alias.lower()
     if lower in known["none"] or lower.split()[0] in (*ARTICLES, *known["gerunds"]):
         return alias, False
-    for key, article, plural in (("the", "the", False), ("the_plural", "the", True), ("a", "a", False), ("plural", "", True)):
+    for key, article, plural in (
+        ("the", "the", False),
+        ("the_plural", "the", True),
+        ("a", "a", False),
+        ("plural", "", True),
+    ):
         if lower in known[key]:
             return with_article(article, alias), plural
     head = head_word(alias)
@@ -89,7 +125,11 @@ def kind_of(concept: Concept) -> str:
     for kind, ids in rules()["kinds"].items():
         if concept.id in ids:
             return kind
-    if "uses" not in concept.facts and "function" not in concept.facts and ({"symptoms", "causes"} & set(concept.facts)):
+    if (
+        "uses" not in concept.facts
+        and "function" not in concept.facts
+        and ({"symptoms", "causes"} & set(concept.facts))
+    ):
         return "condition"
     return "tissue" if concept.field in rules()["tissue_fields"] else "means"
 

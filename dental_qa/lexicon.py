@@ -65,7 +65,7 @@ def _logit(part: float, whole: float) -> float:
 def training_sentences(data: Path = DATA, concepts_dir: Path = CONCEPTS) -> list[str]:
     """The distinct sentences of the training answers."""
     concepts, _ = load_concepts(concepts_dir)
-    facts = {fact_id: sentence for concept in concepts for fact_id, sentence in concept.all_facts().items()}
+    facts = {fact_id: sentence for concept in concepts for fact_id, sentence in concept.all_facts.items()}
     used = {fact for row in load_dental_qa("train", data)["facts"] for fact in row}
     return sorted({facts[fact] for fact in used if fact in facts})
 

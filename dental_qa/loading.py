@@ -51,10 +51,14 @@ def _load_file(path: Path) -> tuple[list[Concept], list[Problem]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         return [], [Problem("schema", path.name, f"is not readable YAML: {' '.join(str(error).split())}")]
     if not isinstance(document, dict) or not isinstance(document.get("concepts"), list):
-        return [], [Problem("schema", path.name, "must be a mapping with the keys field, title and concepts (a list).")]
+        return [], [
+            Problem("schema", path.name, "must be a mapping with the keys field, title and concepts (a list).")
+        ]
     problems = []
     if document.get("field") != path.stem:
-        problems.append(Problem("schema", path.name, f"field is {document.get('field')!r}; it must be the file's name."))
+        problems.append(
+            Problem("schema", path.name, f"field is {document.get('field')!r}; it must be the file's name.")
+        )
     if not isinstance(document.get("title"), str):
         problems.append(Problem("schema", path.name, "title is missing."))
     concepts = []
@@ -99,7 +103,11 @@ def _entry_errors(entry: Any) -> list[str]:
     facts = entry.get("facts")
     if not isinstance(facts, dict):
         return [*errors, f"facts is {facts!r}; a mapping from aspect to sentences is needed."]
-    errors += [f"has the unknown aspect {aspect!r}; known are {', '.join(ASPECTS)}." for aspect in facts if aspect not in ASPECTS]
+    errors += [
+        f"has the unknown aspect {aspect!r}; known are {', '.join(ASPECTS)}."
+        for aspect in facts
+        if aspect not in ASPECTS
+    ]
     for aspect, sentences in facts.items():
         ok = isinstance(sentences, list) and sentences and all(isinstance(s, str) and s.strip() for s in sentences)
         if not ok or len(sentences) > 2:
@@ -129,7 +137,9 @@ def _check_across(concepts: list[Concept], problems: list[Problem]) -> tuple[lis
         if concept.neighbour == concept.id:
             problems.append(Problem("neighbour", place, "the concept is its own neighbour."))
         if concept.name.lower() in names:
-            problems.append(Problem("names", place, f"the name {concept.name!r} is also {names[concept.name.lower()]}'s."))
+            problems.append(
+                Problem("names", place, f"the name {concept.name!r} is also {names[concept.name.lower()]}'s.")
+            )
         names[concept.name.lower()] = concept.id
     seen: dict[str, str] = {}
     for concept in by_id.values():
@@ -137,7 +147,9 @@ def _check_across(concepts: list[Concept], problems: list[Problem]) -> tuple[lis
             other = owner.get(alias.lower()) or seen.get(alias.lower())
             if other:
                 place = f"{concept.field}.yaml:{concept.id}"
-                problems.append(Problem("names", place, f"the alias {alias!r} also means {other}; it asks two questions."))
+                problems.append(
+                    Problem("names", place, f"the alias {alias!r} also means {other}; it asks two questions.")
+                )
             seen[alias.lower()] = concept.id
     return list(by_id.values()), problems
 

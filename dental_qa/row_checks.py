@@ -44,14 +44,18 @@ def _columns(rows: list[Row]) -> Iterator[Problem]:
             yield Problem("columns", row.id, "the id is used twice.")
         ids.add(row.id)
         if not row.question.endswith(("?", ".")) or contexts.word_count(row.question) > MAX_QUESTION_WORDS:
-            yield Problem("question", row.id, f"is not a question of at most {MAX_QUESTION_WORDS} words: {row.question!r}")
+            yield Problem(
+                "question", row.id, f"is not a question of at most {MAX_QUESTION_WORDS} words: {row.question!r}"
+            )
         broken = BROKEN.search(A_IS_RIGHT.sub("one", row.question))
         if broken:
             yield Problem("question", row.id, f"has {broken.group(0)!r}: {row.question!r}")
         if not 1 <= len(row.facts) <= MAX_SENTENCES:
             yield Problem("answer", row.id, f"has {len(row.facts)} sentences; 1 to {MAX_SENTENCES} are allowed.")
         if contexts.word_count(row.context) > contexts.MAX_WORDS:
-            yield Problem("context", row.id, f"has {contexts.word_count(row.context)} words, over {contexts.MAX_WORDS}.")
+            yield Problem(
+                "context", row.id, f"has {contexts.word_count(row.context)} words, over {contexts.MAX_WORDS}."
+            )
         key = (normalise(row.question), row.context)
         if answers.setdefault(key, row.answer) != row.answer:
             yield Problem("question", row.id, f"has another answer elsewhere: {row.question!r}")
@@ -59,7 +63,7 @@ def _columns(rows: list[Row]) -> Iterator[Problem]:
 
 def _sources(concepts: list[Concept], rows: list[Row]) -> Iterator[Problem]:
     """Answers are their facts, every fact answers something, and long test contexts hold the answer."""
-    facts = {fact_id: sentence for concept in concepts for fact_id, sentence in concept.all_facts().items()}
+    facts = {fact_id: sentence for concept in concepts for fact_id, sentence in concept.all_facts.items()}
     used: set[str] = set()
     for row in rows:
         used.update(row.facts)
@@ -93,12 +97,7 @@ def _held_out(concepts: list[Concept], rows: list[Row], held_out: set[str]) -> I
 def leaks(rows: list[Row], threshold: float = NEAR_DUPLICATE) -> Iterator[Problem]:
     """Questions and answers of one split that are the same or nearly the same in another."""
     for part in ("question", "answer"):
-        texts = {split: {normalise(getattr(row, part)) for row in rows if row.split == split} for split in SPLITS}
-        for number, first in enumerate(SPLITS):
-            for second in SPLITS[number + 1 :]:
-                for text in sorted(texts[first] & texts[second]):
-                    yield Problem("leak", f"{first} and {second}", f"share the {part} {text!r}.")
-                for left, right, similarity in near_duplicates(texts[second], texts[first], threshold):
-                    if left != right:
-                        message = f"{part} similarity {similarity:.2f}: {left!r} and {right!r}."
-                        yield Problem("leak", f"{first} and {second}", message)
+        groups = [{normalise(getattr(row, part)) for row in rows if row.split == split} for split in SPLITS]
+        for later, text, earlier, other, similarity in near_duplicates(groups, threshold):
+            place = f"{SPLITS[earlier]} and {SPLITS[later]}"
+            yield Problem("leak", place, f"{part}s with similarity {similarity:.2f}: {text!r} and {other!r}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 #: Every aspect a concept may have, in the order in which an answer tells them.
 ASPECTS = (
@@ -73,6 +74,7 @@ class Concept:
     def fact_ids(self, aspect: str) -> list[str]:
         return [f"{self.id}.{aspect}.{n}" for n in range(1, len(self.facts[aspect]) + 1)]
 
+    @cached_property
     def all_facts(self) -> dict[str, str]:
         """Fact id -> sentence, in the order of `ASPECTS`."""
         return {

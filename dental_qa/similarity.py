@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 NEAR_DUPLICATE = 0.8
 SHINGLE = 3
@@ -22,6 +23,7 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+@lru_cache(maxsize=200_000)
 def normalise(text: str) -> str:
     return " ".join(words(text))
 
@@ -39,21 +41,26 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
 
 
 def near_duplicates(
-    left: Iterable[str], right: Iterable[str], threshold: float = NEAR_DUPLICATE
-) -> Iterator[tuple[str, str, float]]:
-    """Every pair (l, r) of unique texts whose similarity is at least the threshold."""
-    sets = [{text: shingles(text) for text in dict.fromkeys(side)} for side in (left, right)]
-    frequency = Counter(gram for side in sets for grams in side.values() for gram in grams)
-    index: dict[str, list[str]] = defaultdict(list)
-    for text, grams in sets[1].items():
-        for gram in _prefix(grams, frequency, threshold):
-            index[gram].append(text)
-    for text, grams in sets[0].items():
-        candidates = dict.fromkeys(other for gram in _prefix(grams, frequency, threshold) for other in index[gram])
-        for other in candidates:
-            similarity = jaccard(grams, sets[1][other])
-            if similarity >= threshold:
-                yield text, other, similarity
+    groups: Sequence[Iterable[str]], threshold: float = NEAR_DUPLICATE
+) -> Iterator[tuple[int, str, int, str, float]]:
+    """Every pair of texts from different groups whose similarity is at least the threshold, equal texts included.
+
+    Yields:
+        later group, its text, earlier group, its text, similarity.
+    """
+    sets = [{text: shingles(text) for text in dict.fromkeys(group)} for group in groups]
+    frequency = Counter(gram for group in sets for grams in group.values() for gram in grams)
+    index: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for number, group in enumerate(sets):
+        prefixes = {text: _prefix(grams, frequency, threshold) for text, grams in group.items()}
+        for text, prefix in prefixes.items():
+            for earlier, other in dict.fromkeys(entry for gram in prefix for entry in index.get(gram, ())):
+                similarity = jaccard(group[text], sets[earlier][other])
+                if similarity >= threshold:
+                    yield number, text, earlier, other, similarity
+        for text, prefix in prefixes.items():
+            for gram in prefix:
+                index[gram].append((number, text))
 
 
 def _prefix(grams: frozenset[str], frequency: Counter[str], threshold: float) -> list[str]:

@@ -37,7 +37,7 @@ def seeded(*key: str) -> Random:
 def mentions(concepts: list[Concept]) -> dict[str, set[str]]:
     """Concept id -> ids of the other concepts whose facts or names hold its name, or which have it as neighbour."""
     named: dict[str, set[str]] = defaultdict(set)
-    texts = {c.id: " ; ".join([c.name, *c.aliases, *c.all_facts().values()]).lower() for c in concepts}
+    texts = {c.id: " ; ".join([c.name, *c.aliases, *c.all_facts.values()]).lower() for c in concepts}
     for concept in concepts:
         stem = concept.name.lower().removesuffix("s")
         pattern = re.compile(rf"\b{re.escape(stem)}(s|es)?\b")

@@ -21,7 +21,7 @@ def table(header: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
 
 def statistics(concepts: list[Concept], rows: list[Row]) -> str:
     """Markdown with the counts of sources and rows."""
-    facts = sum(len(concept.all_facts()) for concept in concepts)
+    facts = sum(len(concept.all_facts) for concept in concepts)
     fields = Counter(concept.field for concept in concepts)
     by_split = {split: [row for row in rows if row.split == split] for split in SPLITS}
     parts = [
@@ -65,8 +65,6 @@ def _split_line(rows: list[Row]) -> list[object]:
     ]
 
 
-def _counts(
-    title: str, values: Iterable[str], by_split: dict[str, list[Row]], of: Callable[[Row], list[str]]
-) -> str:
+def _counts(title: str, values: Iterable[str], by_split: dict[str, list[Row]], of: Callable[[Row], list[str]]) -> str:
     counters = {split: Counter(value for row in rows for value in of(row)) for split, rows in by_split.items()}
     return table([title, *SPLITS], [[value, *(counters[split][value] for split in SPLITS)] for value in values])

@@ -101,11 +101,15 @@ def wording_errors() -> list[str]:
                 templates = groups.get(group, {}).get(style, [])
                 if not templates:
                     errors.append(f"phrasings.yaml {key}.{group}.{style} has no wording.")
-                errors += [f"phrasings.yaml {key}: {t!r} does not name the concept." for t in templates if not _names(t)]
+                errors += [
+                    f"phrasings.yaml {key}: {t!r} does not name the concept." for t in templates if not _names(t)
+                ]
     for key, groups in parts()["aspects"].items():
         for group in GROUPS:
             errors += [
-                f"parts.yaml {key}.{group}.{kind} has no wording." for kind in PART_KINDS if not groups[group].get(kind)
+                f"parts.yaml {key}.{group}.{kind} has no wording."
+                for kind in PART_KINDS
+                if not groups[group].get(kind)
             ]
     errors += [f"phrasings.yaml lacks {aspect}." for aspect in ASPECTS if aspect not in phrasings()]
     errors += [f"parts.yaml lacks {aspect}." for aspect in ASPECTS if aspect not in parts()["aspects"]]

@@ -48,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     compose.add_argument("--out", required=True, metavar="DIR", help="new or empty folder for model and tokenizer")
     compose.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     compose.add_argument("--tokenizer", metavar="ID", help="the shared tokenizer; default: ET5's own")
-    compose.add_argument("--emamba-tokenizer", metavar="ID", help="EMamba's own tokenizer; default: beside its weights")
+    compose.add_argument(
+        "--emamba-tokenizer", metavar="ID", help="EMamba's own tokenizer; default: beside its weights"
+    )
     compose.add_argument("--et5-revision", metavar="REV", help="pin ET5's revision on the Hub")
     compose.add_argument("--emamba-revision", metavar="REV", help="pin EMamba's revision on the Hub")
 

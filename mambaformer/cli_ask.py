@@ -24,7 +24,7 @@ class Answer:
     One answer and what it cost.
 
     Attributes:
-        answer: the text. tokens: its pieces, special tokens by their name. experts: 0 EMamba, 1 ET5, one per token.
+        answer: the text. tokens: what each token adds to it, "" for the end. experts: 0 EMamba, 1 ET5, one per token.
         margins: the router's margin per token, `None` where it was not asked.
         et5_share: share of the tokens that ET5 wrote. et5_passes, et5_tokens, encoder_calls: what was run of ET5.
         milliseconds: wall-clock time from the question's text to the answer's, without loading the model.
@@ -77,9 +77,13 @@ def checked_text(question: str) -> str:
     try:
         question.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the question is not valid UTF-8 at character {error.start + 1}: type or paste it again.") from error
+        raise UserError(
+            f"the question is not valid UTF-8 at character {error.start + 1}: type or paste it again."
+        ) from error
     if not question.strip():
-        raise UserError(f"the question is blank (received {question!r}): give one, for example \"What causes bad breath?\".")
+        raise UserError(
+            f'the question is blank (received {question!r}): give one, for example "What causes bad breath?".'
+        )
     return question
 
 
@@ -94,7 +98,9 @@ def read_context(name: str | None) -> str | None:
             f"--context {name!r} is not UTF-8 text (byte {error.start + 1} of it): save it as UTF-8 first."
         ) from error
     except OSError as error:
-        raise UserError(f"--context {name!r} cannot be read ({error.strerror}): give an existing text file.") from error
+        raise UserError(
+            f"--context {name!r} cannot be read ({error.strerror}): give an existing text file."
+        ) from error
 
 
 def embedded_model() -> str:
@@ -126,25 +132,27 @@ def load(source: str) -> tuple[MambaFormerForConditionalGeneration, MambaFormerT
         kind = MambaFormerConfig.get_config_dict(source)[0].get("model_type")
         if kind != MambaFormerConfig.model_type:
             raise UserError(
-                f"--model {source!r} is a {kind!r} checkpoint, not a MambaFormer: make one of it with `mambaformer compose`."
+                f"--model {source!r} is a {kind!r} checkpoint, not a MambaFormer: make one of it with "
+                "`mambaformer compose`."
             )
         config = MambaFormerConfig.from_pretrained(source)
         model, report = MambaFormerForConditionalGeneration.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
+            source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        missing = sorted(report["missing_keys"])
-        if missing:
+        misfits = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+        if misfits:  # the library would go on with random numbers in their places
             raise UserError(
-                f"--model {source!r} lacks {len(missing)} of its weights, {missing[0]!r} among them: fetch or save the "
-                "checkpoint again."
+                f"--model {source!r}: {len(misfits)} of its weights are missing or have another shape than "
+                f"config.json says, {misfits[0]!r} among them: fetch or save the checkpoint again."
             )
         check_finite(model, source)
         tokenizer = MambaFormerTokenizer.from_pretrained(source)
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id not in ends:
             raise UserError(
-                f"--model {source!r}: its tokenizer ({len(tokenizer)} tokens, end {tokenizer.eos_token_id}) does not fit "
-                f"its model ({config.vocab_size} rows, end {config.eos_token_id}): put back the one it was saved with."
+                f"--model {source!r}: its tokenizer ({len(tokenizer)} tokens, end {tokenizer.eos_token_id}) does not "
+                f"fit its model ({config.vocab_size} rows, end {config.eos_token_id}): put back the one that it was "
+                "saved with."
             )
     return model, tokenizer
 
@@ -181,17 +189,23 @@ def answer_question(
     """
     import torch
 
+    from .pipelines.pipeline_mambaformer import token_texts
+
     start = time.perf_counter()
     ids = torch.tensor([encode(tokenizer, question, context)])  # (1, S)
     with torch.inference_mode():
         output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), num_beams=1, do_sample=False, return_dict_in_generate=True, **options
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=1,
+            do_sample=False,
+            return_dict_in_generate=True,
+            **options,
         )
     trace = output.route_trace
     experts = trace.expert[0].tolist()
     pieces = token_texts(tokenizer, output.sequences[0, -len(experts) :].tolist())
-    special = set(tokenizer.all_special_tokens)
-    text = "".join(piece for piece in pieces if piece not in special).strip()
+    text = "".join(pieces).strip()
     milliseconds = 1000 * (time.perf_counter() - start)
     return Answer(
         answer=text,
@@ -205,25 +219,3 @@ def answer_question(
         milliseconds=round(milliseconds, 1),
         model=source,
     )
-
-
-def token_texts(tokenizer: MambaFormerTokenizer, ids: list[int]) -> list[str]:
-    """
-    The text that each token adds to the answer; a special token gives its name.
-
-    A character that is spelled by several byte tokens belongs to the last of them, the others give "".
-    """
-    special = set(tokenizer.all_special_ids)
-    texts, said, ordinary = [], "", []
-    for index in ids:
-        if index in special:
-            texts.append(tokenizer.convert_ids_to_tokens(index))
-            continue
-        ordinary.append(index)
-        text = tokenizer.decode(ordinary, clean_up_tokenization_spaces=False)
-        if text.endswith("\ufffd"):
-            texts.append("")
-            continue
-        texts.append(text[len(said) :])
-        said = text
-    return texts

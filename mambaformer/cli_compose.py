@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .cli_errors import UserError, check_source, one_line, reading, say_less
+
+if TYPE_CHECKING:
+    from .tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -21,22 +25,18 @@ def run(arguments: argparse.Namespace) -> None:
 
     from .modeling_mambaformer.composition import load_tokenizer
     from .modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
-    from .tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 
-    shared = arguments.tokenizer or arguments.et5
-    with reading(shared, "--tokenizer" if arguments.tokenizer else "--et5"):
-        revision = None if arguments.tokenizer else arguments.et5_revision
-        tokenizer = MambaFormerTokenizer.from_pretrained(shared, revision=revision)
-    emamba_tokenizer = None
-    if arguments.emamba_tokenizer:
-        with reading(arguments.emamba_tokenizer, "--emamba-tokenizer"):
-            emamba_tokenizer = load_tokenizer(arguments.emamba_tokenizer, None, "--emamba-tokenizer")
     for source, argument, revision in (
         (arguments.et5, "--et5", arguments.et5_revision),
         (arguments.emamba, "--emamba", arguments.emamba_revision),
     ):
         with reading(source, argument):
             AutoConfig.from_pretrained(source, revision=revision)
+    tokenizer = shared_tokenizer(arguments)
+    emamba_tokenizer = None
+    if arguments.emamba_tokenizer:
+        with reading(arguments.emamba_tokenizer, "--emamba-tokenizer"):
+            emamba_tokenizer = load_tokenizer(arguments.emamba_tokenizer, None, "--emamba-tokenizer")
     try:
         model = MambaFormerForConditionalGeneration.from_experts_pretrained(
             arguments.et5,
@@ -59,6 +59,22 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out {arguments.out!r} cannot be written: {one_line(error)}") from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters in {arguments.dtype} written to {out}. The router is untrained: train it next.")
+
+
+def shared_tokenizer(arguments: argparse.Namespace) -> MambaFormerTokenizer:
+    """The tokenizer of the new model: `--tokenizer`, or the one beside ET5's checkpoint."""
+    from .tokenizer.tokenization_mambaformer import MambaFormerTokenizer
+
+    if arguments.tokenizer:
+        with reading(arguments.tokenizer, "--tokenizer"):
+            return MambaFormerTokenizer.from_pretrained(arguments.tokenizer)
+    try:
+        return MambaFormerTokenizer.from_pretrained(arguments.et5, revision=arguments.et5_revision)
+    except Exception as error:  # as in `reading`
+        raise UserError(
+            f"no shared tokenizer could be read beside --et5 {arguments.et5!r}: name one with --tokenizer "
+            f"({one_line(error)})"
+        ) from error
 
 
 def check_free(out: Path) -> None:

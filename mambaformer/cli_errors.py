@@ -44,7 +44,7 @@ def check_source(source: str, argument: str) -> None:
 
 
 def check_weights(file: Path, argument: str) -> None:
-    """Read the header of a safetensors file, which says how long the file must be; `UserError` where it is not whole."""
+    """`UserError` where a safetensors file is not whole: its header says how long the file must be."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -52,7 +52,8 @@ def check_weights(file: Path, argument: str) -> None:
             pass
     except SafetensorError as error:
         raise UserError(
-            f"{argument} {str(file)!r} is damaged or cut short ({one_line(error)}): fetch or save the checkpoint again."
+            f"{argument} {str(file)!r} is damaged or cut short ({one_line(error)}): fetch or save the checkpoint "
+            "again."
         ) from error
 
 
@@ -71,8 +72,8 @@ def reading(source: str, argument: str) -> Iterator[None]:
         if Path(source).is_dir():
             raise UserError(f"{argument} {source!r} cannot be read: {one_line(error)}") from error
         raise UserError(
-            f"{argument} {source!r} is neither a folder here nor a checkpoint that could be fetched from the Hub: check "
-            "the spelling and the connection, and that HF_HUB_OFFLINE is not set."
+            f"{argument} {source!r} is neither a folder here nor a checkpoint that could be fetched from the Hub: "
+            "check the spelling and the connection, and that HF_HUB_OFFLINE is not set."
         ) from error
     except Exception as error:
         raise UserError(f"{argument} {source!r} cannot be loaded: {one_line(error)}") from error

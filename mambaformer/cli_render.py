@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,15 +14,13 @@ if TYPE_CHECKING:
 
 EMAMBA_STYLE, ET5_STYLE, QUIET_STYLE, HEAD_STYLE = "green", "bold magenta", "dim", "bold"
 ANSI = {EMAMBA_STYLE: "32", ET5_STYLE: "1;35", QUIET_STYLE: "2", HEAD_STYLE: "1"}
-SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]")
 Part = tuple[str, str]  # text, style
 
 
 def spans(answer: Answer) -> list[tuple[str, bool]]:
-    """Runs of text by one expert: `(text, whether ET5 wrote it)`, special tokens left out."""
-    pairs = [(t, e == 1) for t, e in zip(answer.tokens, answer.experts, strict=True) if not SPECIAL.fullmatch(t)]
-    runs = [("".join(text for text, _ in run), by_et5) for by_et5, run in groupby(pairs, key=lambda pair: pair[1])]
-    return [(text, by_et5) for text, by_et5 in runs if text]
+    """Runs of text by one expert: `(text, whether ET5 wrote it)`."""
+    pairs = [(text, expert == 1) for text, expert in zip(answer.tokens, answer.experts, strict=True) if text]
+    return [("".join(text for text, _ in run), by_et5) for by_et5, run in groupby(pairs, key=lambda pair: pair[1])]
 
 
 def bracketed(answer: Answer) -> str:

@@ -30,8 +30,8 @@ def native_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     x, weight, bias = rows(x), weight.contiguous(), None if bias is None else bias.contiguous()
     (batch, length, dim), kernel = x.shape, weight.shape[1]
     out = x.new_empty(batch, length, dim)
-    tensors = dict(x=x, weight=weight, bias=bias, out=out)
-    sizes = dict(batch=batch, length=length, dim=dim, kernel=kernel)
+    tensors = {"x": x, "weight": weight, "bias": bias, "out": out}
+    sizes = {"batch": batch, "length": length, "dim": dim, "kernel": kernel}
     call("mambaformer_conv_forward", ConvArgs, tensors, **sizes, **row_strides(x=x))
     return out
 
@@ -44,9 +44,16 @@ def native_conv_backward(
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     (batch, length, dim), kernel = x.shape, weight.shape[1]
     grad_x, grad_weight, grad_bias = _empty_gradients(grad_out, x, weight, bias)
-    tensors = dict(x=x, weight=weight, bias=bias, grad_out=grad_out, grad_x=grad_x, grad_weight=grad_weight)
+    tensors = {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "grad_out": grad_out,
+        "grad_x": grad_x,
+        "grad_weight": grad_weight,
+    }
     tensors["grad_bias"] = None if bias is None else grad_bias
-    sizes = dict(batch=batch, length=length, dim=dim, kernel=kernel)
+    sizes = {"batch": batch, "length": length, "dim": dim, "kernel": kernel}
     call("mambaformer_conv_backward", ConvArgs, tensors, **sizes, **row_strides(x=x, grad_out=grad_out))
     return grad_x, grad_weight, grad_bias
 
@@ -58,7 +65,7 @@ def native_conv_step(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | N
     """
     (batch, dim), kernel = x.shape, weight.shape[1]
     out = x.new_empty(batch, dim)
-    tensors = dict(x=x, weight=weight, bias=bias, window=window, out=out)
+    tensors = {"x": x, "weight": weight, "bias": bias, "window": window, "out": out}
     call("mambaformer_conv_step", ConvArgs, tensors, batch=batch, dim=dim, kernel=kernel, x_batch=x.stride(0))
     return out
 

@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 
 from ..configuration.configuration_mambaformer import MAMBA_FAMILY, T5_FAMILY, MambaFormerConfig
 from ..tokenizer.vocabulary_transfer import plan_transfer, transfer_vocabulary
+from .checkpoint_loading import check_finite, reading_weights
 from .mamba_mixer import use_selective_scan
 from .router import SequenceGate, TokenRouter
 
@@ -76,7 +77,8 @@ def compose_experts(
     if tokenizer is None and emamba_tokenizer is not None:
         tokenizer = load_tokenizer(et5, et5_revision, "tokenizer")
 
-    emamba_model = AutoModelForCausalLM.from_pretrained(emamba, revision=emamba_revision, dtype=dtype)
+    with reading_weights(emamba):
+        emamba_model = AutoModelForCausalLM.from_pretrained(emamba, revision=emamba_revision, dtype=dtype)
     check_finite(emamba_model, emamba)
     plan = None
     if emamba_tokenizer is not None:
@@ -87,7 +89,8 @@ def compose_experts(
             f"emamba={emamba!r} has {emamba_model.config.vocab_size} vocabulary rows, the shared vocabulary {rows}, and "
             "no tokenizer lies beside EMamba's checkpoint: pass emamba_tokenizer=…"
         )
-    et5_model = AutoModelForSeq2SeqLM.from_pretrained(et5, revision=et5_revision, dtype=dtype)
+    with reading_weights(et5):
+        et5_model = AutoModelForSeq2SeqLM.from_pretrained(et5, revision=et5_revision, dtype=dtype)
     check_finite(et5_model, et5)
 
     eos = et5_model.config.eos_token_id
@@ -132,13 +135,6 @@ def has_tokenizer(source: str, revision: str | None) -> bool:
     if os.path.isdir(source):
         return os.path.exists(os.path.join(source, "tokenizer.json"))
     return cached_file(source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False) is not None
-
-
-def check_finite(model: PreTrainedModel, source: str) -> None:
-    """Raise `ValueError` where a weight of `model`, loaded from `source`, is NaN or infinite, naming the tensor."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{source!r}: the weights in {name!r} are not finite; fetch or train the checkpoint again.")
 
 
 def portable_name(source: str) -> str:

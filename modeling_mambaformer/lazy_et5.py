@@ -16,8 +16,9 @@ from .sources import Sources
 
 def head_logits(et5: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """ET5's logits `(R, T, V)` from final decoder states `(R, T, D)`; T5 v1.0 scales them, as its checkpoint says."""
-    if getattr(et5.config, "scale_decoder_outputs", et5.config.tie_word_embeddings):
-        hidden = hidden * et5.config.d_model**-0.5
+    config = et5.config  # mT5 never scales, whatever its configuration says of tying
+    if config.model_type != "mt5" and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
+        hidden = hidden * config.d_model**-0.5
     return et5.lm_head(hidden)
 
 

@@ -39,8 +39,8 @@ class SelectiveScanMixer(MambaMixer):
         Args:
             hidden_states (`torch.Tensor`): `(batch, length, hidden_size)`.
             cache_params (`Cache`, *optional*): Continued from if it holds a state, and updated in place.
-            attention_mask (`torch.Tensor`, *optional*): 1 for tokens and 0 for padding, `(batch, length)`; a longer one
-                is taken to cover the tokens behind the cached state too, and its last `length` columns are used.
+            attention_mask (`torch.Tensor`, *optional*): 1 for tokens and 0 for padding, `(batch, length)`. A longer
+                one is taken to cover the tokens behind the cached state too; its last `length` columns are used.
 
         Returns:
             `(batch, length, hidden_size)` in the dtype of `hidden_states`.
@@ -49,7 +49,7 @@ class SelectiveScanMixer(MambaMixer):
             ValueError: `attention_mask` has fewer columns than there are tokens.
         """
         length = hidden_states.shape[1]
-        state = None if cache_params is None else cache_params.get_recurrent_state(self.layer_idx)  # (B, D, N)
+        window, state = self._cached_states(cache_params)  # (B, D, K), (B, D, N)
         if attention_mask is not None and attention_mask.shape[1] != length:
             if attention_mask.shape[1] < length:
                 raise ValueError(
@@ -61,11 +61,17 @@ class SelectiveScanMixer(MambaMixer):
         if (backend == "mamba_ssm" and (state is None or length == 1)) or kwargs:
             return super().forward(hidden_states, cache_params, attention_mask, **kwargs)
         native = backend == "native" and hidden_states.dtype == self.conv1d.weight.dtype == torch.float32
-        if native and state is not None and length == 1 and attention_mask is None:
-            window = cache_params.get_conv_state(self.layer_idx)  # (B, D, K)
-            if self._may_step(hidden_states, window, state):
-                return self._step(hidden_states, window, state)
+        may_step = native and state is not None and length == 1 and attention_mask is None
+        if may_step and self._may_write_in_place(hidden_states, window, state):
+            return self._step(hidden_states, window, state)
         return self._mix(hidden_states, cache_params, attention_mask, state, native)
+
+    def _cached_states(self, cache_params: Cache | None) -> tuple[Tensor | None, Tensor | None]:
+        """This layer's convolution window and recurrent state, the cache's own tensors, or None if there are none."""
+        if cache_params is None or not cache_params.has_previous_state(self.layer_idx):
+            return None, None
+        layer = cache_params.layers[self.layer_idx]
+        return layer.conv_states[0], layer.recurrent_states[0]
 
     def _mix(
         self,
@@ -130,12 +136,12 @@ class SelectiveScanMixer(MambaMixer):
         at = torch.arange(total, device=x.device)  # (K + L,)
         source = torch.where(at < pads + cached, (at - pads) % total, at)  # (B, K + L)
         x = x.gather(1, source.unsqueeze(-1).expand_as(x))
-        window = cache_params.get_conv_state(self.layer_idx)  # (B, D, K)
+        window, _ = self._cached_states(cache_params)  # (B, D, K)
         window.copy_(x[:, -window.shape[-1] :].transpose(1, 2))
         return x
 
-    def _may_step(self, hidden_states: Tensor, window: Tensor, state: Tensor) -> bool:
-        """Whether one token may take the short way, which writes the cached tensors in place from compiled code."""
+    def _may_write_in_place(self, hidden_states: Tensor, window: Tensor, state: Tensor) -> bool:
+        """Whether compiled code may write the cached tensors: nothing traces or differentiates, and they are plain."""
         return (
             not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Generation
 from transformers import initialization as init
 
 from ..configuration.configuration_mambaformer import MambaFormerConfig
+from ..configuration.remote_code import OwnRemoteCodeMixin
 from .cache_mambaformer import MambaFormerCache, RoutingRequest
 from .composition import compose_experts
 from .emamba_stream import read_on, read_source, read_together
@@ -28,7 +29,7 @@ from .routing_pass import choose, merge_experts
 from .sources import Sources
 
 
-class MambaFormerPreTrainedModel(PreTrainedModel):
+class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
     """Loading, saving and initialisation."""
 
     config: MambaFormerConfig

@@ -100,7 +100,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""Selective scan (Gu and Dao 2023, "Mamba", arXiv 2312.00752, section 3.2 and algorithm 2), with a state in and out.
+    """Selective scan of Mamba (Gu and Dao 2023, arXiv 2312.00752, section 3.2, algorithm 2), with a state in and out.
 
     With `dt = softplus(delta + delta_bias)`:
     `h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t` and `out_t = (C_t · h_t + D u_t) silu(z_t)`.

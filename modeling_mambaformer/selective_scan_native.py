@@ -51,16 +51,26 @@ def native_forward(
     out = u.new_empty(batch, length, dim)
     last_state = u.new_empty(batch, dim, state) if last_state is None else last_state
     checkpoints = u.new_empty(batch, -(-length // CHUNK), state, dim) if save_checkpoints else u.new_empty(0)
-    tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
-    tensors |= dict(out=out, last_state=last_state, checkpoints=checkpoints if save_checkpoints else None)
-    sizes = dict(batch=batch, length=length, dim=dim, state=state, delta_softplus=int(delta_softplus))
+    tensors = {
+        "u": u,
+        "delta": delta,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "z": z,
+        "delta_bias": delta_bias,
+        "initial_state": initial_state,
+    }
+    tensors |= {"out": out, "last_state": last_state, "checkpoints": checkpoints if save_checkpoints else None}
+    sizes = {"batch": batch, "length": length, "dim": dim, "state": state, "delta_softplus": int(delta_softplus)}
     strides = row_strides(u=u, delta=delta, B=B, C=C, z=z)
     call("mambaformer_scan_forward", ScanArgs, tensors, **sizes, **strides)
     return out, last_state, checkpoints
 
 
 def _empty_gradients(u, A, B, D, z, delta_bias) -> tuple[Tensor, ...]:
-    """Room for the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state; empty where there is no input."""
+    """Room for the gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; empty where there is no input."""
     (batch, length, dim), state = u.shape, A.shape[1]
     return (
         u.new_empty(batch, length, dim),
@@ -96,12 +106,22 @@ def native_backward(
     D = None if D is None else D.contiguous()
     delta_bias = None if delta_bias is None else delta_bias.contiguous()
     gradients = _empty_gradients(u, A, B, D, z, delta_bias)
-    tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, checkpoints=checkpoints)
-    tensors |= dict(grad_out=grad_out, grad_last_state=grad_last_state)
+    tensors = {
+        "u": u,
+        "delta": delta,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "z": z,
+        "delta_bias": delta_bias,
+        "checkpoints": checkpoints,
+    }
+    tensors |= {"grad_out": grad_out, "grad_last_state": grad_last_state}
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
     for name, gradient in zip(names, gradients, strict=True):
         tensors[f"grad_{name}"] = gradient if gradient.numel() else None
-    sizes = dict(batch=batch, length=length, dim=dim, state=state, delta_softplus=int(delta_softplus))
+    sizes = {"batch": batch, "length": length, "dim": dim, "state": state, "delta_softplus": int(delta_softplus)}
     strides = row_strides(u=u, delta=delta, B=B, C=C, z=z, grad_out=grad_out)
     call("mambaformer_scan_backward", ScanArgs, tensors, **sizes, **strides)
     return gradients
@@ -129,8 +149,10 @@ def _register() -> None:
     def fake_forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus):
         (batch, length, dim), state = u.shape, A.shape[1]
         chunks = (length + CHUNK - 1) // CHUNK
-        return torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(batch, dim, state), u.new_empty(
-            batch, chunks, state, dim
+        return (
+            torch.empty_like(u, memory_format=torch.contiguous_format),
+            u.new_empty(batch, dim, state),
+            u.new_empty(batch, chunks, state, dim),
         )
 
     def fake_backward(grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus):

@@ -1,5 +1,5 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""The selective scan in plain PyTorch: always there, any device and floating dtype, differentiable any number of times.
+"""The selective scan in plain PyTorch: always there, any device and dtype, differentiable any number of times.
 
 Time is cut into chunks which all run side by side, so that a scan over `L` steps takes about `3 sqrt(L)` rounds of
 tensor operations instead of `L`. Decays only ever multiply, nothing is divided by a product of decays and no positive

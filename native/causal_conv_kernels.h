@@ -7,7 +7,8 @@ namespace ISA_NAMESPACE {
 
 ISA_INLINE void gather_weight(float* to, const ConvArgs& args, int64_t first, int64_t channels) {
   for (int64_t k = 0; k < args.kernel; ++k)
-    for (int64_t c = 0; c < BLOCK; ++c) to[k * BLOCK + c] = c < channels ? args.weight[(first + c) * args.kernel + k] : 0;
+    for (int64_t c = 0; c < BLOCK; ++c)
+      to[k * BLOCK + c] = c < channels ? args.weight[(first + c) * args.kernel + k] : 0.0f;
 }
 
 ISA_INLINE void scatter_weight(float* to, const float* from, int64_t channels, int64_t kernel) {

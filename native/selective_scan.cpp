@@ -6,8 +6,8 @@
 //   delta' = softplus(delta + delta_bias)          h_t = exp(delta'_t A) h_{t-1} + delta'_t u_t B_t
 //   y_t    = sum_n C_t[n] h_t[n] + D u_t           out_t = y_t silu(z_t)
 //
-// States are (batch, dim, state) in memory. The forward pass saves the state at the start of every chunk of time steps;
-// the backward pass computes a chunk's states again from there.
+// States are (batch, dim, state) in memory. The forward pass saves the state at the start of every chunk of time
+// steps; the backward pass computes a chunk's states again from there.
 
 #include "common.h"
 

@@ -17,7 +17,9 @@ from mambaformer.modeling_mambaformer.native_library import LIBRARY
 VOCABULARY, LENGTH = 60, 13
 
 
-@pytest.fixture(params=[pytest.param("native", marks=pytest.mark.skipif(LIBRARY is None, reason="not built")), "torch"])
+@pytest.fixture(
+    params=[pytest.param("native", marks=pytest.mark.skipif(LIBRARY is None, reason="not built")), "torch"]
+)
 def backend(request, monkeypatch) -> str:
     monkeypatch.setenv("MAMBAFORMER_SCAN", request.param)
     return request.param
@@ -26,8 +28,8 @@ def backend(request, monkeypatch) -> str:
 def make_model(**changes) -> MambaForCausalLM:
     """A small Mamba whose state matters: strong inputs to the scan and slow decay, unlike a fresh model's."""
     torch.manual_seed(0)
-    sizes = dict(vocab_size=VOCABULARY, hidden_size=36, num_hidden_layers=3, state_size=8, time_step_rank=4)
-    ends = dict(bos_token_id=0, eos_token_id=None, pad_token_id=0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 36, "num_hidden_layers": 3, "state_size": 8, "time_step_rank": 4}
+    ends = {"bos_token_id": 0, "eos_token_id": None, "pad_token_id": 0}
     model = MambaForCausalLM(MambaConfig(**{**sizes, **ends, **changes})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -157,7 +159,7 @@ def test_token_steps(backend, ids, changes):
 def test_generates_the_same_tokens(backend, plain, adapted, ids, arguments):
     mask = torch.ones_like(ids)
     mask[2, :5] = 0
-    arguments = dict(attention_mask=mask, max_new_tokens=12, do_sample=False) | arguments
+    arguments = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False} | arguments
     assert torch.equal(adapted.generate(ids, **arguments), plain.generate(ids, **arguments))
 
 
@@ -224,7 +226,7 @@ def test_autocast(backend, adapted, ids):
     assert abs(loss.item() - adapted(ids, labels=ids).loss.item()) < 0.1 * loss.item()
 
 
-def test_compiled_forward(backend, ids):
+def test_compiled_forward(ids):
     model = make_model(num_hidden_layers=1, use_cache=False)
     use_selective_scan(model)
     compiled = torch.compile(model, backend="aot_eager")

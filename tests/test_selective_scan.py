@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
-from mambaformer.modeling_mambaformer import selective_scan as scan_module
 from mambaformer.modeling_mambaformer import native_library, selective_scan_native, selective_scan_torch
+from mambaformer.modeling_mambaformer import selective_scan as scan_module
 from mambaformer.modeling_mambaformer.selective_scan import scan_backend, selective_scan
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
@@ -48,9 +48,7 @@ def make_inputs(batch, dim, length, state, absent=(), dtype=torch.float32, seed=
         "delta_bias": randn(dim) - 1,
         "initial_state": 5 * randn(batch, dim, state),
     }
-    return {
-        name: None if name in absent else tensor.to(dtype).requires_grad_() for name, tensor in inputs.items()
-    }
+    return {name: None if name in absent else tensor.to(dtype).requires_grad_() for name, tensor in inputs.items()}
 
 
 def loop_scan(u, delta, A, B, C, D, z, delta_bias, initial_state):
@@ -90,9 +88,7 @@ def run_with_gradients(function, inputs: dict):
 
 
 def scan_with_gradients(inputs: dict):
-    return run_with_gradients(
-        lambda: selective_scan(**inputs, delta_softplus=True, return_last_state=True), inputs
-    )
+    return run_with_gradients(lambda: selective_scan(**inputs, delta_softplus=True, return_last_state=True), inputs)
 
 
 @pytest.mark.parametrize("state", [16, 8, 3])

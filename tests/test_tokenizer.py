@@ -214,7 +214,6 @@ print(type(tokenizer).__name__, tokenizer.encode_source("Why floss?", "Plaque gr
 def test_remote_code_without_the_package(
     tokenizer: MambaFormerTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MambaFormerTokenizer, "_auto_class", "AutoTokenizer")
     tokenizer.padding_side = "left"
     tokenizer.save_pretrained(tmp_path / "model")
     written = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())

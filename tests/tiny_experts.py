@@ -9,6 +9,7 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
 VOCAB = 96
+END = 1
 ET5_KINDS = ("v1.0", "v1.1", "untied")
 
 
@@ -32,17 +33,26 @@ def tiny_et5(kind: str = "v1.1", seed: int = 0, encoder_layers: int = 2, decoder
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(2)
+                parameter.mul_(4)
+        model.shared.weight.mul_(0.025)  # a tied head would else answer each token with itself
+        model.decoder.final_layer_norm.weight.mul_(4 if kind != "v1.0" else 4 * 32**0.5)
         if kind == "untied":
-            model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, 32))
+            model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, 32) / 4)
+        model.lm_head.weight[END] = 0  # the end is hardly ever the likeliest
     return model
 
 
-def tiny_emamba(seed: int = 0, layers: int = 2, vocab: int = VOCAB):
-    """A random Mamba with amplified dt, A and x_proj, whose state matters."""
+def tiny_emamba(seed: int = 0, layers: int = 2, vocab: int = VOCAB, tied: bool = True):
+    """A random Mamba with amplified dt, A and x_proj, whose state matters; its head tied to the embedding or not."""
     torch.manual_seed(seed)
     config = MambaConfig(
-        vocab_size=vocab, hidden_size=24, state_size=8, num_hidden_layers=layers, pad_token_id=0, eos_token_id=1
+        vocab_size=vocab,
+        hidden_size=24,
+        state_size=8,
+        num_hidden_layers=layers,
+        pad_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=tied,
     )
     model = MambaForCausalLM(config).eval()
     with torch.no_grad():
@@ -50,7 +60,12 @@ def tiny_emamba(seed: int = 0, layers: int = 2, vocab: int = VOCAB):
             block.mixer.x_proj.weight.mul_(4)
             block.mixer.dt_proj.bias.add_(2)
             block.mixer.A_log.sub_(1)
-        model.backbone.embeddings.weight.mul_(4)
+            block.mixer.out_proj.weight.mul_(4)
+        model.backbone.embeddings.weight.mul_(0.2)  # a tied head would else answer each token with itself
+        model.backbone.norm_f.weight.mul_(25)
+        if not tied:
+            model.lm_head.weight.normal_(std=0.02)
+        model.lm_head.weight[END] = 0  # the end is hardly ever the likeliest
     return model
 
 

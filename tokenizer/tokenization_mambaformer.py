@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
+from ..configuration.remote_code import RemoteCodeMixin, tokenizer_auto_map
 from .source_format import format_source
 
 DEFAULT_MODEL_MAX_LENGTH = 512  # tokens; what T5 checkpoints were pretrained with
@@ -55,7 +56,7 @@ def special_tokens_by_role(backend: Tokenizer) -> dict[str, str]:
     return roles
 
 
-class MambaFormerTokenizer(PreTrainedTokenizerFast):
+class MambaFormerTokenizer(RemoteCodeMixin, PreTrainedTokenizerFast):
     """The tokenizer of both experts and of the answer.
 
     `from_pretrained` takes any folder or Hub repository with a `tokenizer.json`: one saved by this class, or that of
@@ -77,6 +78,7 @@ class MambaFormerTokenizer(PreTrainedTokenizerFast):
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
     model_input_names = ["input_ids", "attention_mask"]
     padding_side = "right"
+    _auto_map = tokenizer_auto_map()
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def add_adapters(model: nn.Module, args: MambaFormerTrainingArguments) -> dict[s
             missing = [name for name in wanted if name not in present]
             if missing:
                 raise ValueError(
-                    f"{expert}_lora_targets {missing} match no layer of {type(part).__name__}: it has {sorted(present)}."
+                    f"{expert}_lora_targets {missing} match no layer of {type(part).__name__}, which has "
+                    f"{sorted(present)}."
                 )
             config.target_modules = set(wanted)
             inject_adapter_in_model(config, part)
@@ -111,8 +112,8 @@ def prepare_stage(model: nn.Module, args: MambaFormerTrainingArguments) -> None:
             part.get_output_embeddings().weight.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
-            f"Stage {args.stage!r} has nothing to train: give et5_lora_rank or emamba_lora_rank a rank above 0, or name "
-            "experts in train_embeddings."
+            f"Stage {args.stage!r} has nothing to train: give et5_lora_rank or emamba_lora_rank a rank above 0, or "
+            "name experts in train_embeddings."
         )
 
 
@@ -164,8 +165,8 @@ def load_trainable(model: nn.Module, folder: str | Path) -> None:
     )
     if wrong:
         raise ValueError(
-            f"{path} holds {len(saved)} tensors, this stage trains {len(own)}; {len(wrong)} do not match, the first is "
-            f"{wrong[0]!r}: resume with the stage, ranks, targets and train_embeddings of the saved run."
+            f"{path} holds {len(saved)} tensors, this stage trains {len(own)}; {len(wrong)} do not match, the first "
+            f"is {wrong[0]!r}: resume with the stage, ranks, targets and train_embeddings of the saved run."
         )
     parameters = dict(model.named_parameters())
     with torch.no_grad():

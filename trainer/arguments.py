@@ -66,9 +66,7 @@ class MambaFormerTrainingArguments(Seq2SeqTrainingArguments):
     )
     price: str = field(
         default="auto",
-        metadata={
-            "help": "Nats per unit of cost: a number, or auto for the price at which an oracle meets the budget."
-        },
+        metadata={"help": "Nats per unit of cost: a number, or auto: that at which an oracle meets the budget."},
     )
     price_rate: float = field(default=0.02, metadata={"help": "Step of the dual ascent on the price (joint)."})
     share_ema: float = field(default=0.9, metadata={"help": "Decay of the running threshold and running cost."})

@@ -41,7 +41,14 @@ class Unrolled:
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Choices and gaps `(B, T)` of each batch at these thresholds."""
         return [
-            unroll(model, p.encoded, p.state, threshold, e, None if gate_threshold is None else p.gate_logit > gate_threshold)
+            unroll(
+                model,
+                p.encoded,
+                p.state,
+                threshold,
+                e,
+                None if gate_threshold is None else p.gate_logit > gate_threshold,
+            )
             for p, e in zip(self.passes, self.ended, strict=True)
         ]
 
@@ -67,7 +74,9 @@ class Unrolled:
 
 
 @torch.no_grad()
-def unroll_gold(model: nn.Module, rows: Dataset, collator: Collator, batch_size: int) -> tuple[Unrolled, list[torch.Tensor]]:
+def unroll_gold(
+    model: nn.Module, rows: Dataset, collator: Collator, batch_size: int
+) -> tuple[Unrolled, list[torch.Tensor]]:
     """The router over the gold answers of rows with utilities; and ET5's benefit in nats `(B, T)` in each batch."""
     device = next(model.parameters()).device
     passes, ended, deltas = [], [], []
@@ -120,7 +129,9 @@ def unroll_generated(
     return unrolled, {"share": share, **{name: value / len(rows) for name, value in total.items()}}
 
 
-def batches(rows: Dataset, collator: Collator, batch_size: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
+def batches(
+    rows: Dataset, collator: Collator, batch_size: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of `rows` on `device`."""
     for start in range(0, len(rows), batch_size):
         batch = collator([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
@@ -148,12 +159,12 @@ def choose_gate(
     """
     The gate threshold with the best gain per cost, always at the same share of tokens.
 
-    A closed gate saves the encoder's run and the catching up; the calls go to the sequences that are left. `None`, an
-    open gate, where no threshold is 2 % better than that, or keeps `least_gain` of the gain.
+    A closed gate saves the encoder's run and the catching up; the calls go to the sequences that are left. The choice
+    is `None`, an open gate, where no threshold is 2 % better than that and keeps `least_gain` of the gain.
 
     Returns:
-        the threshold, and each candidate's `gate_threshold`, `open` (share of sequences), `gain` (nats a token won over
-        EMamba alone) and `cost` (units of an ordinary call a token).
+        the threshold, and each candidate's `gate_threshold`, `open` (share of sequences), `gain` (nats a token won
+        over EMamba alone) and `cost` (units of an ordinary call a token).
     """
     logits = torch.cat([p.gate_logit for p in gold.passes])
     candidates = [None, *(float(logits.quantile(q)) for q in GATE_QUANTILES)]
@@ -167,7 +178,9 @@ def choose_gate(
         is_open = 1.0 if gate is None else float((logits > gate).float().mean())
         table.append({"gate_threshold": gate, "open": is_open, "gain": gain / gold.tokens, "cost": cost / gold.tokens})
     always = table[0]
-    worth = [row for row in table if row["cost"] > 0 and row["gain"] >= least_gain * always["gain"] and row["gain"] > 0]
+    worth = [
+        row for row in table if row["cost"] > 0 and row["gain"] >= least_gain * always["gain"] and row["gain"] > 0
+    ]
     if always["cost"] <= 0 or not worth:
         return None, table
     best = max(worth, key=lambda row: row["gain"] / row["cost"])
@@ -195,7 +208,7 @@ def calibrate(
         gate: also calibrate the sequence gate, which needs a cost table and runs both experts on the gold answers.
 
     Returns:
-        what was measured, as plain values: the last generation's share and costs, thresholds and the gate's candidates.
+        what was measured, as plain values: the last generation's share and costs, thresholds, the gate's candidates.
     """
     config = model.config
     share = config.expert_budget if share is None else share

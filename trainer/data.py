@@ -58,13 +58,19 @@ def load_qa(
         dataset = load_dental_qa(split)
     elif Path(name_or_path).name == "ori_pqal.json":
         dataset = read_pubmedqa(Path(name_or_path), split)
-    elif Path(name_or_path).suffix.lower() in READERS:
+    elif is_one_split(name_or_path):
         dataset = read_file(Path(name_or_path))
     else:
         dataset = load_dataset(name_or_path, config_name, split=split)
     if limit is not None and limit < len(dataset):
         dataset = dataset.shuffle(seed=seed).select(range(limit))
     return to_columns(dataset, name_or_path, question_column, context_column, answer_column)
+
+
+def is_one_split(name_or_path: str) -> bool:
+    """Whether this is a file that holds a single split, taken whole whatever split is asked for."""
+    path = Path(name_or_path)
+    return path.suffix.lower() in READERS and path.name != "ori_pqal.json"
 
 
 def to_columns(dataset: Dataset, name: str, question: str, context: str | None, answer: str) -> Dataset:

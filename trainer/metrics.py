@@ -128,7 +128,7 @@ def score_answers(
 
 
 def metrics_for(tokenizer, bert_score: BertScore | None = None) -> Callable:
-    """A `compute_metrics` for the trainer with `predict_with_generate`: decodes answers and labels, then scores them."""
+    """A `compute_metrics` for the trainer with `predict_with_generate`: decodes answers and labels, scores them."""
 
     def compute(prediction) -> dict[str, float]:
         texts = []

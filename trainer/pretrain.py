@@ -82,7 +82,6 @@ class PretrainArguments:
     et5_heads: int = 4
     et5_d_kv: int = 64
     et5_dropout: float = 0.0
-    et5_embedding_std: float = field(default=1.0, metadata={"help": "Initial deviation of the shared embedding."})
     emamba_hidden_size: int = 256
     emamba_layers: int = 6
     emamba_state_size: int = 16
@@ -180,7 +179,7 @@ def probe_set(sentences: list[str], each: int, seed: int) -> list[dict]:
 
 
 def build_expert(arguments: PretrainArguments, tokenizer) -> nn.Module:
-    """A new `T5ForConditionalGeneration` (v1.1 form, tied) or `MambaForCausalLM` of the tokenizer's vocabulary."""
+    """A new `T5ForConditionalGeneration` (v1.1 form) or `MambaForCausalLM` of the tokenizer's vocabulary."""
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     if arguments.expert == "et5":
         model = T5ForConditionalGeneration(
@@ -195,12 +194,14 @@ def build_expert(arguments: PretrainArguments, tokenizer) -> nn.Module:
                 dropout_rate=arguments.et5_dropout,
                 feed_forward_proj="gated-gelu",
                 decoder_start_token_id=tokenizer.pad_token_id,
-                tie_word_embeddings=True,
+                tie_word_embeddings=False,
                 **ids,
             )
         )
-        with torch.no_grad():
-            model.shared.weight.mul_(arguments.et5_embedding_std)
+        # A head of its own, as in T5 v1.1: transformers ties it at construction whatever the configuration says. Tied,
+        # the embeddings must be small for the head's sake, the residual stream drowns them, and training crawls.
+        head = torch.empty_like(model.shared.weight).normal_(std=arguments.et5_d_model**-0.5)
+        model.lm_head.weight = nn.Parameter(head)
         model.generation_config = GenerationConfig(decoder_start_token_id=tokenizer.pad_token_id, **ids)
         return model
     model = MambaForCausalLM(
@@ -220,6 +221,18 @@ def build_expert(arguments: PretrainArguments, tokenizer) -> nn.Module:
     return model
 
 
+def relative_rate(parameter: torch.Tensor, largest: float = 5.0) -> float:
+    """
+    Learning rate of a T5 tensor relative to that of one of initial root mean square 0.1, at most `largest`.
+
+    T5's initial tensors differ in size by a factor of a hundred (query projections 0.008, embeddings 1). Adafactor, with
+    which T5 was made, scales its steps by that size; Adam's steps do not, and at one rate for all would be too large
+    for the former and too small for the latter.
+    """
+    size = float(parameter.detach().float().pow(2).mean().sqrt())
+    return min(size / 0.1, largest)
+
+
 class PretrainTrainer(Trainer):
     """A `Trainer` whose loss is the mean over target tokens and whose batches come from the mixture.
 
@@ -235,6 +248,17 @@ class PretrainTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         loader = DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator)
         return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model=None):
+        """AdamW; for ET5 each tensor's rate is scaled by its initial size (`relative_rate`)."""
+        if self.optimizer is None and self.expert == "et5":
+            groups = [
+                {"params": [p], "lr": self.args.learning_rate * relative_rate(p), "weight_decay": 0.0}
+                for p in self.model.parameters()
+            ]
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, betas=betas, fused=True)
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,22 +61,24 @@ def copy_words(words: Sequence[str], rng: random.Random, longest: int = 12) -> E
     return Example(format_source("Repeat the words.", listed), listed, "recall")
 
 
-def repeat_span(sentences: Sequence[str], rng: random.Random, shuffle: float = 0.5, span: int = 8) -> Example:
+def repeat_span(sentences: Sequence[str], rng: random.Random, shuffle: float = 0.5, span: int = 8) -> Example | None:
     """Ask for the `span` words that follow a two-word anchor in a passage of 1 to 3 sentences.
 
-    With probability `shuffle` the passage's words are put in random order, so that only copying can answer.
+    With probability `shuffle` the passage's words are put in random order, so that only copying can answer. None if
+    no two words occur together exactly once.
     """
     passage = " ".join(rng.sample(list(sentences), min(len(sentences), rng.randint(1, 3))))
     words = passage.split()
     if rng.random() < shuffle:
         rng.shuffle(words)
     words = words[: rng.randint(8, 40)]
-    anchors: dict[tuple[str, ...], int] = {}
-    for position in range(max(len(words) - 3, 1)):
-        anchors[tuple(words[position : position + 2])] = anchors.get(tuple(words[position : position + 2]), 0) + 1
-    unique = [p for p in range(max(len(words) - 3, 1)) if anchors[tuple(words[p : p + 2])] == 1]
-    start = rng.choice(unique or [0])
-    answer = words[start + 2 : start + 2 + span] or words[-1:]
+    pairs = list(zip(words, words[1:], strict=False))
+    counts = Counter(pairs)
+    starts = [position for position, pair in enumerate(pairs[:-1]) if counts[pair] == 1]
+    if not starts:
+        return None
+    start = rng.choice(starts)
+    answer = words[start + 2 : start + 2 + span]
     question = f"What follows {' '.join(words[start : start + 2])}?"
     return Example(format_source(question, " ".join(words)), " ".join(answer), "recall")
 

@@ -54,7 +54,7 @@ class RoutingState:
 def adapt_inputs(
     model: nn.Module, plain: nn.Module, batch: Batch, state: RoutingState, args: MambaFormerTrainingArguments
 ) -> LossInputs:
-    """Each expert's log-probability of the gold answer. `model` may be wrapped for data parallelism, `plain` is not."""
+    """Each expert's log-probability of the gold answer. `model` may be wrapped for data parallelism, `plain` not."""
     output = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],

@@ -46,8 +46,8 @@ class MambaFormerTrainer(Seq2SeqTrainer):
     Args:
         model (`MambaFormerForConditionalGeneration`): a composed model; what the stage does not train is frozen.
         args (`MambaFormerTrainingArguments`): the stage, the loss weights and all of transformers' own.
-        train_dataset, eval_dataset (`datasets.Dataset`): rows of `data.tokenize_qa`. For `distil`, utilities are cached
-            as columns first, where they are missing.
+        train_dataset, eval_dataset (`datasets.Dataset`): rows of `data.tokenize_qa`. For `distil`, utilities are
+            cached as columns first, where they are missing.
         processing_class (`PreTrainedTokenizerBase`): the shared tokenizer.
 
     Raises:

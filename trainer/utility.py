@@ -2,9 +2,9 @@
 """
 What ET5 is worth at a token, and what it costs (paper, utility-guided routing).
 
-The benefit of ET5 at gold token y_t is Delta_t = log p_T(y_t) - log p_M(y_t), in nats. A call costs a decoder pass, the
-positions it catches up, and a part of the encoder's run; EMamba runs anyway and costs nothing more. Everything here is
-a pure function of tensors.
+The benefit of ET5 at gold token y_t is Delta_t = log p_T(y_t) - log p_M(y_t), in nats. A call costs a decoder pass,
+the positions it catches up, and a part of the encoder's run; EMamba runs anyway and costs nothing more. Pure
+functions of tensors, all of it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def gate_target(
 
 
 def token_weights(differs: torch.Tensor, agreement_weight: float) -> torch.Tensor:
-    """1 where the experts' first choices differ, and a little where they agree, since nothing hangs on those tokens."""
+    """1 where the experts' first choices differ, and a little where they agree: nothing hangs on those tokens."""
     return torch.where(differs.bool(), 1.0, agreement_weight)
 
 
@@ -168,13 +168,13 @@ def threshold_for_share(margins: torch.Tensor, share: float) -> float:
 
 
 def dual_ascent(price: float, spent: float, budget: float, rate: float) -> float:
-    """One step of projected dual ascent: the price rises while more is spent than the budget, and is never negative."""
+    """One step of projected dual ascent: the price rises while more than the budget is spent; never negative."""
     return max(0.0, price + rate * (spent - budget))
 
 
 def oracle_gain(delta: torch.Tensor, choice: torch.Tensor) -> tuple[float, float]:
     """
-    Nats a token won over EMamba alone by the best choice of as many tokens, and by `choice` itself; both inputs `(n,)`.
+    Nats a token won over EMamba alone by the best choice of as many tokens, and by `choice` itself; inputs `(n,)`.
     """
     count = int((choice == 1).sum())
     best = delta.sort(descending=True).values[:count].sum() if count else delta.new_zeros(())

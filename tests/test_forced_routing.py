@@ -1,0 +1,324 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""Forced to one expert, a MambaFormer is that expert: the same logits, the same tokens, whatever the batch around them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mambaformer.modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
+from tiny_experts import VOCAB, random_batch, tiny_emamba, tiny_et5
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    FalconMambaConfig,
+    FalconMambaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
+)
+
+TOLERANCE = 1e-4
+NEW_TOKENS = 12
+LENGTHS = [7, 3, 11, 5]
+ET5_KINDS = {  # kind of T5, encoder layers, decoder layers
+    "v1.0": ("v1.0", 2, 2),
+    "v1.1": ("v1.1", 2, 2),
+    "untied": ("untied", 2, 2),
+    "deeper-decoder": ("v1.1", 1, 3),
+    "deeper-encoder": ("untied", 3, 1),
+}
+BATCHES = {
+    "one": ([7], "right"),
+    "right-padded": (LENGTHS, "right"),
+    "left-padded": (LENGTHS, "left"),
+}
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory):
+    """Save both experts and compose them; returns the composed model and the two experts read back as plain ones."""
+
+    def composed(et5, emamba):
+        folder = tmp_path_factory.mktemp("pair")
+        et5.save_pretrained(folder / "et5")
+        emamba.save_pretrained(folder / "emamba")
+        model = MambaFormerForConditionalGeneration.from_experts_pretrained(
+            str(folder / "et5"), str(folder / "emamba")
+        )
+        plain_et5 = AutoModelForSeq2SeqLM.from_pretrained(folder / "et5").eval()
+        plain_emamba = AutoModelForCausalLM.from_pretrained(folder / "emamba").eval()
+        return model, plain_et5, plain_emamba
+
+    return composed
+
+
+@pytest.fixture(scope="module", params=ET5_KINDS.values(), ids=ET5_KINDS.keys())
+def et5_pair(request, compose):
+    """A composed model and its plain T5."""
+    kind, encoder_layers, decoder_layers = request.param
+    et5 = tiny_et5(kind, encoder_layers=encoder_layers, decoder_layers=decoder_layers)
+    model, plain, _ = compose(et5, tiny_emamba())
+    assert type(plain) is T5ForConditionalGeneration
+    assert plain.config.scale_decoder_outputs == (kind == "v1.0")
+    tied = plain.lm_head.weight.data_ptr() == plain.shared.weight.data_ptr()
+    assert tied == (kind != "untied")
+    return model, plain
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def emamba_pair(request, compose):
+    """A composed model and its plain Mamba, on transformers' own scan."""
+    model, _, plain = compose(tiny_et5(), tiny_emamba(tied=request.param))
+    assert type(plain) is MambaForCausalLM
+    assert {type(layer.mixer).__name__ for layer in plain.backbone.layers} == {"MambaMixer"}
+    return model, plain
+
+
+@pytest.fixture(params=BATCHES.values(), ids=BATCHES.keys())
+def sources(request) -> dict[str, torch.Tensor]:
+    lengths, side = request.param
+    return random_batch(lengths, seed=5, side=side)
+
+
+def targets(rows: int) -> torch.Tensor:
+    """Decoder inputs `(rows, 9)`: the start token, then anything."""
+    ids = torch.randint(3, VOCAB, (rows, 9), generator=torch.Generator().manual_seed(9))
+    ids[:, 0] = 0
+    return ids
+
+
+def rows_of(batch: dict[str, torch.Tensor]):
+    """Each row's source tokens alone, `(1, length)`."""
+    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+        yield ids[mask.bool()][None]
+
+
+def with_start(source: torch.Tensor) -> torch.Tensor:
+    """`[source][decoder_start]`, what EMamba reads before the answer."""
+    return torch.cat([source, source.new_zeros(1, 1)], dim=1)
+
+
+def early_eos(answers: torch.Tensor) -> int:
+    """A token that ends the first answer early, and the others elsewhere or never."""
+    return int(answers[0, 4])
+
+
+def plain_et5_answers(plain, batch: dict[str, torch.Tensor], **options) -> torch.Tensor:
+    # transformers' own cache is one layer short where the decoder is deeper than the encoder
+    cached = plain.config.num_decoder_layers <= plain.config.num_layers
+    return plain.generate(**batch, max_new_tokens=NEW_TOKENS, use_cache=cached, **options)[:, 1:]
+
+
+def plain_emamba_answers(plain, batch: dict[str, torch.Tensor], **options) -> torch.Tensor:
+    """Each row alone and without padding, then padded to one width."""
+    rows = []
+    for source in rows_of(batch):
+        prompt = with_start(source)
+        mask = torch.ones_like(prompt)
+        rows.append(plain.generate(prompt, attention_mask=mask, max_new_tokens=NEW_TOKENS, **options)[0])
+        rows[-1] = rows[-1][prompt.shape[1] :]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def stepwise(model, batch: dict[str, torch.Tensor], ids: torch.Tensor, chunks: list[int], routing: str) -> torch.Tensor:
+    """Logits `(B, T, V)` of `ids` read in `chunks` onto one cache."""
+    cache, logits = None, []
+    for part in ids.split(chunks, dim=1):
+        given = batch if cache is None else {}
+        output = model(**given, decoder_input_ids=part, past_key_values=cache, use_cache=True, routing=routing)
+        cache = output.past_key_values
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunks", [None, [1] * 9, [4, 1, 3, 1]], ids=["uncached", "cached", "chunked"])
+def test_et5_logits(et5_pair, sources, chunks):
+    model, plain = et5_pair
+    ids = targets(len(sources["input_ids"]))
+    expected = plain(**sources, decoder_input_ids=ids).logits
+    if chunks is None:
+        logits = model(**sources, decoder_input_ids=ids, routing="et5", use_cache=False).logits
+    else:
+        logits = stepwise(model, sources, ids, chunks, "et5")
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunks", [None, [1] * 9, [4, 1, 3, 1]], ids=["uncached", "cached", "chunked"])
+def test_emamba_logits(emamba_pair, sources, chunks):
+    model, plain = emamba_pair
+    ids = targets(len(sources["input_ids"]))
+    alone = [plain(torch.cat([s, row[None]], dim=1)).logits[0, -9:] for s, row in zip(rows_of(sources), ids, strict=True)]
+    expected = torch.stack(alone)
+    if chunks is None:
+        logits = model(**sources, decoder_input_ids=ids, routing="emamba", use_cache=False).logits
+    else:
+        logits = stepwise(model, sources, ids, chunks, "emamba")
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+def test_et5_greedy(et5_pair, sources, use_cache):
+    model, plain = et5_pair
+    expected = plain_et5_answers(plain, sources)
+    options = {"max_new_tokens": NEW_TOKENS, "use_cache": use_cache, "routing": "et5"}
+    assert torch.equal(model.generate(**sources, **options)[:, 1:], expected)
+    assert len(expected.unique()) > 3
+    eos = early_eos(expected)
+    ended = plain_et5_answers(plain, sources, eos_token_id=eos)
+    assert torch.equal(model.generate(**sources, **options, eos_token_id=eos)[:, 1:], ended)
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+def test_emamba_greedy(emamba_pair, sources, use_cache):
+    model, plain = emamba_pair
+    expected = plain_emamba_answers(plain, sources)
+    options = {"max_new_tokens": NEW_TOKENS, "use_cache": use_cache, "routing": "emamba"}
+    assert torch.equal(model.generate(**sources, **options)[:, 1:], expected)
+    assert len(expected.unique()) > 3
+    eos = early_eos(expected)
+    ended = plain_emamba_answers(plain, sources, eos_token_id=eos)
+    assert torch.equal(model.generate(**sources, **options, eos_token_id=eos)[:, 1:], ended)
+
+
+def test_emamba_equals_a_left_padded_mamba(emamba_pair):
+    """The plain model's own batch, left-padded as transformers wants it, gives what our batch gives."""
+    model, plain = emamba_pair
+    left = random_batch(LENGTHS, seed=5, side="left")
+    prompt = torch.cat([left["input_ids"], left["input_ids"].new_zeros(4, 1)], dim=1)
+    mask = torch.cat([left["attention_mask"], left["attention_mask"].new_ones(4, 1)], dim=1)
+    expected = plain.generate(prompt, attention_mask=mask, max_new_tokens=NEW_TOKENS)[:, prompt.shape[1] :]
+    right = random_batch(LENGTHS, seed=5, side="right")
+    assert torch.equal(model.generate(**right, max_new_tokens=NEW_TOKENS, routing="emamba")[:, 1:], expected)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8, "num_return_sequences": 3}])
+def test_sampling_with_the_same_seed(compose, options):
+    model, et5, emamba = compose(tiny_et5("untied", decoder_layers=2), tiny_emamba())
+    batch = random_batch(LENGTHS, seed=6)
+    options = {**options, "do_sample": True, "eos_token_id": list(range(3, 12))}
+    torch.manual_seed(11)
+    expected = plain_et5_answers(et5, batch, **options)
+    torch.manual_seed(11)
+    answers = model.generate(**batch, **options, max_new_tokens=NEW_TOKENS, routing="et5")[:, 1:]
+    assert torch.equal(answers, expected)
+    assert (expected == 0).any(1).any(), "no answer ended before the others: the draw after an end is not covered"
+    left = random_batch(LENGTHS, seed=6, side="left")
+    prompt = torch.cat([left["input_ids"], left["input_ids"].new_zeros(4, 1)], dim=1)
+    mask = torch.cat([left["attention_mask"], left["attention_mask"].new_ones(4, 1)], dim=1)
+    torch.manual_seed(12)
+    expected = emamba.generate(prompt, attention_mask=mask, max_new_tokens=NEW_TOKENS, **options)
+    torch.manual_seed(12)
+    answers = model.generate(**batch, **options, max_new_tokens=NEW_TOKENS, routing="emamba")[:, 1:]
+    assert torch.equal(answers, expected[:, prompt.shape[1] :])
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+def test_et5_beams(et5_pair, sources, beams):
+    model, plain = et5_pair
+    expected = plain_et5_answers(plain, sources, num_beams=beams, num_return_sequences=2)
+    answers = model.generate(
+        **sources, max_new_tokens=NEW_TOKENS, num_beams=beams, num_return_sequences=2, routing="et5"
+    )
+    assert torch.equal(answers[:, 1:], expected)
+
+
+def test_emamba_beams(emamba_pair, sources):
+    model, plain = emamba_pair
+    expected = plain_emamba_answers(plain, sources, num_beams=3)
+    answers = model.generate(**sources, max_new_tokens=NEW_TOKENS, num_beams=3, routing="emamba")
+    assert torch.equal(answers[:, 1:], expected)
+
+
+def test_mask_left_to_generate(et5_pair):
+    """Without a mask `generate` takes padding ids for padding, as transformers does."""
+    model, _ = et5_pair
+    batch = random_batch(LENGTHS, seed=7)
+    for routing in ("et5", "emamba"):
+        masked = model.generate(**batch, max_new_tokens=6, routing=routing)
+        assert torch.equal(model.generate(batch["input_ids"], max_new_tokens=6, routing=routing), masked)
+
+
+def test_an_end_inside_the_prompt_ends_nothing(et5_pair):
+    """A decoder prompt may hold the end token: what follows is still each expert's own."""
+    model, plain = et5_pair
+    batch = random_batch(LENGTHS, seed=8)
+    prompt = torch.tensor([[0, 9, 1, 10]] * 4)
+    expected = plain_et5_answers(plain, batch, decoder_input_ids=prompt)
+    answers = model.generate(**batch, decoder_input_ids=prompt, max_new_tokens=NEW_TOKENS, routing="et5")
+    assert torch.equal(answers[:, 1:], expected)
+
+
+T5_FAMILY = {
+    "mt5": (MT5Config, MT5ForConditionalGeneration),
+    "umt5": (UMT5Config, UMT5ForConditionalGeneration),
+}
+MAMBA_FAMILY = {
+    "mamba2": (
+        Mamba2Config,
+        Mamba2ForCausalLM,
+        {"num_heads": 4, "head_dim": 8, "n_groups": 2, "expand": 2, "hidden_size": 16, "chunk_size": 8},
+    ),
+    "falcon_mamba": (FalconMambaConfig, FalconMambaForCausalLM, {"hidden_size": 16, "intermediate_size": 32}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", T5_FAMILY)
+def test_other_t5_families(compose, name):
+    config_class, model_class = T5_FAMILY[name]
+    torch.manual_seed(0)
+    config = config_class(
+        vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    config.dropout_rate = 0.0
+    et5 = model_class(config).eval()
+    for parameter in et5.parameters():
+        parameter.mul_(2)
+    model, plain, _ = compose(et5, tiny_emamba())
+    assert type(model.et5) is type(plain) is model_class
+    batch = random_batch(LENGTHS, seed=5)
+    ids = targets(4)
+    expected = plain(**batch, decoder_input_ids=ids).logits
+    torch.testing.assert_close(
+        model(**batch, decoder_input_ids=ids, routing="et5", use_cache=False).logits, expected, atol=TOLERANCE, rtol=0
+    )
+    torch.testing.assert_close(stepwise(model, batch, ids, [4, 1, 3, 1], "et5"), expected, atol=TOLERANCE, rtol=0)
+    answers = model.generate(**batch, max_new_tokens=NEW_TOKENS, routing="et5")
+    assert torch.equal(answers, plain.generate(**batch, max_new_tokens=NEW_TOKENS))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MAMBA_FAMILY)
+def test_other_mamba_families(compose, name):
+    config_class, model_class, sizes = MAMBA_FAMILY[name]
+    torch.manual_seed(0)
+    config = config_class(
+        vocab_size=VOCAB, num_hidden_layers=2, state_size=8, pad_token_id=0, eos_token_id=1, bos_token_id=0, **sizes
+    )
+    emamba = model_class(config).eval()
+    emamba.get_input_embeddings().weight.mul_(10)
+    model, _, plain = compose(tiny_et5(), emamba)
+    assert type(model.emamba) is type(plain) is model_class
+    batch = random_batch(LENGTHS, seed=5)
+    ids = targets(4)
+    alone = [plain(torch.cat([s, row[None]], dim=1)).logits[0, -9:] for s, row in zip(rows_of(batch), ids, strict=True)]
+    expected = torch.stack(alone)
+    torch.testing.assert_close(
+        model(**batch, decoder_input_ids=ids, routing="emamba", use_cache=False).logits,
+        expected,
+        atol=TOLERANCE,
+        rtol=0,
+    )
+    torch.testing.assert_close(stepwise(model, batch, ids, [4, 1, 3, 1], "emamba"), expected, atol=TOLERANCE, rtol=0)
+    answers = model.generate(**batch, max_new_tokens=NEW_TOKENS, routing="emamba")[:, 1:]
+    assert torch.equal(answers, plain_emamba_answers(plain, batch))
+    assert model.generate(**batch, max_new_tokens=4, routing="auto").shape == (4, 5)

@@ -1,0 +1,60 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+Train a MambaFormer from two experts to a complete folder: adapt, distil, calibrate, score, save.
+
+    accelerate launch trainer/run.py trainer/configs/dental_embedded.yaml
+    accelerate launch trainer/run.py trainer/configs/flan_t5_base_mamba_130m.yaml --adapt.max_steps 500
+    python -m mambaformer.trainer.run trainer/configs/smoke.yaml --et5 my-t5 --emamba my-mamba
+
+The YAML file gives any field of RunArguments and MambaFormerTrainingArguments, for all stages, or for one under the
+stage's name; the command line overrides it. The result, output_dir/model, is one plain model with its tokenizer, and
+output_dir/training_report.json says what was measured. With --resume true a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the files beside this one must not pass for top-level modules
+    sys.path.pop(0)
+
+from mambaformer.trainer.run_parsing import parse, print_help  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; returns 0, or 2 after an error in the arguments."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or {"--help", "-h"} & set(argv):
+        print_help(__doc__)
+        return 0
+    from mambaformer.trainer.arguments import MambaFormerTrainingArguments
+    from mambaformer.trainer.run_arguments import RunArguments
+    from mambaformer.trainer.training_run import train
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser([RunArguments, MambaFormerTrainingArguments])
+    if "--help_all" in argv:
+        parser.print_help()
+        return 0
+    try:
+        run, training = parse(argv, parser)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report = train(run, training)
+    first = next(iter(training.values()))
+    if first.process_index == 0:
+        folder = Path(first.output_dir).parent
+        print(
+            json.dumps(
+                {name: report[name] for name in ("calibration", "scores", "seconds") if name in report}, indent=1
+            )
+        )
+        print(f"saved: {folder / 'model'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
