@@ -107,13 +107,13 @@ def scores(result: Result) -> str:
         for routing, name in ROUTINGS.items()
         if routing in result["token_f1"]
     ]
-    return (
-        table(["Answers by", "Token F1", "Median time an answer"], rows)
-        + f"\n{result['rows']} questions of the split `{result['split']}`. Routed, ET5 wrote {result['et5_share']:.1%} "
-        f"of the tokens; an answer took it {result['passes_per_answer']:.2f} decoder passes over "
-        f"{result['et5_tokens_per_answer']:.1f} positions and {result['encoder_calls_per_answer']:.2f} encoder "
-        "calls.\n" + provenance(result)
+    cost = (
+        f"\n{result['rows']} questions of the split `{result['split']}`. Routed, ET5 wrote {result['et5_share']:.1%} "
+        f"of the tokens. An answer took {result['passes_per_answer']:.2f} of its decoder passes, over "
+        f"{result['et5_tokens_per_answer']:.1f} positions, and {result['encoder_calls_per_answer']:.2f} encoder "
+        "calls.\n"
     )
+    return table(["Answers by", "Token F1", "Median time an answer"], rows) + cost + provenance(result)
 
 
 @renders("model-index", "embedded_answers")

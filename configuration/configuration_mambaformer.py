@@ -1,6 +1,7 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """The configuration of a MambaFormer: what inference needs, nothing that only training needs."""
 
+from numbers import Real
 from typing import Any
 
 from transformers import AutoConfig
@@ -12,6 +13,8 @@ ROUTING_MODES = ("auto", "et5", "emamba", "soft")
 MERGERS = ("select", "mix", "complement")
 T5_FAMILY = ("t5", "mt5", "umt5")
 MAMBA_FAMILY = ("mamba", "falcon_mamba", "mamba2")
+COSTS = ("pass", "token", "encoder", "emamba")
+"""What `MambaFormerConfig.cost_table` may price."""
 DEFAULT_BUDGET = 0.038
 """The share of tokens that the paper sends to ET5 (arXiv 2601.01260: 96.2 % of the tokens go to EMamba)."""
 
@@ -122,6 +125,11 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
         return table[-1][1]
 
 
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number, and not NaN."""
+    return isinstance(value, Real) and value == value
+
+
 def check_fields(config: MambaFormerConfig) -> None:
     """Raise `ValueError` on the first impossible field of `config`, naming the value received and the remedy."""
 
@@ -143,24 +151,28 @@ def check_fields(config: MambaFormerConfig) -> None:
         )
     require(config.merger in MERGERS, "merger", f"choose one of {list(MERGERS)}")
     require(config.routing in ROUTING_MODES, "routing", f"choose one of {list(ROUTING_MODES)}")
-    require(0 <= config.expert_budget <= 1, "expert_budget", "give a share of tokens between 0 and 1")
-    require(config.complement_weight >= 0, "complement_weight", "give a number of 0 or more")
+    budget, kappa = config.expert_budget, config.complement_weight
+    require(is_number(budget) and 0 <= budget <= 1, "expert_budget", "give a share of tokens between 0 and 1")
+    require(is_number(kappa) and kappa >= 0, "complement_weight", "give a number of 0 or more")
     for field in ("router_rank", "router_hidden_size", "max_source_length", "max_target_length"):
-        require(getattr(config, field) >= 1, field, "give a whole number of 1 or more")
-    for field in ("router_threshold", "gate_threshold"):
         value = getattr(config, field)
-        require(value is None or value == value, field, "NaN is no threshold, calibrate the router again")
+        require(isinstance(value, int) and value >= 1, field, "give a whole number of 1 or more")
+    require(is_number(config.router_threshold), "router_threshold", "give a number, or calibrate the router again")
+    gate = config.gate_threshold
+    require(gate is None or is_number(gate), "gate_threshold", "give a number, or calibrate the router again")
     table = config.threshold_table
     if table is not None:
-        ordered = all(len(row) == 2 for row in table) and all(
-            a[0] < b[0] for a, b in zip(table, table[1:], strict=False)
-        )
+        pairs = all(isinstance(row, (list, tuple)) and len(row) == 2 and all(map(is_number, row)) for row in table)
+        ordered = pairs and all(a[0] < b[0] for a, b in zip(table, table[1:], strict=False))
         require(bool(table) and ordered, "threshold_table", "give [share, threshold] pairs, ascending in the share")
-    for field in ("pad_token_id", "decoder_start_token_id"):
+    for field, optional in (("pad_token_id", True), ("eos_token_id", True), ("decoder_start_token_id", False)):
         value = getattr(config, field)
-        require(
-            value is None or 0 <= value < config.vocab_size, field, f"give an id below vocab_size {config.vocab_size}"
-        )
+        ids = value if isinstance(value, list) else [value]
+        fit = optional if value is None else all(isinstance(x, int) and 0 <= x < config.vocab_size for x in ids)
+        require(fit, field, f"give an id below vocab_size {config.vocab_size}")
+    costs = config.cost_table
+    known = costs is None or all(name in COSTS and is_number(cost) and cost >= 0 for name, cost in costs.items())
+    require(known, "cost_table", f"give milliseconds, 0 or more, for some of {list(COSTS)}")
 
 
 __all__ = ["MambaFormerConfig"]

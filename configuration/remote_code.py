@@ -54,8 +54,8 @@ def remote_code() -> dict[str, str]:
     """
     Return the flat files, name -> source text.
 
-    transformers copies the files that it reaches from the one it loads. So that each entry file reaches all the others
-    and none is lost on the way, this file's copy ends with imports of them, which are never run.
+    transformers copies the files that it reaches from the one it loads. So that whatever imports this file reaches all
+    the others and none is lost on the way, its copy ends with imports of the entry files, which are never run.
 
     Raises:
         ValueError: for a file that cannot be flattened, see `flatten`.

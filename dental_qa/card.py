@@ -36,10 +36,12 @@ configs:
 ---
 # DentalQA
 
-Questions and answers about dentistry in English, for training and testing small text-to-text models. Answers are composed
+Questions and answers about dentistry in English, for training and testing small text-to-text models. Answers are
+composed
 from short facts, each with an id, so that a mistake can be traced to one line of one source file and mended there.
 
-**Not medical advice.** The facts were written with a language model for the MambaFormer project and were **not reviewed by a
+**Not medical advice.** The facts were written with a language model for the MambaFormer project and were **not
+reviewed by a
 clinician**. Nobody should decide about care on the strength of this data or of a model trained on it.
 
 ## Use
@@ -72,8 +74,10 @@ Publish a copy of this folder with `hf upload <owner>/dental_qa . --repo-type da
 ## Splits
 
 - `train`: each aspect of each training concept in several wordings, and some pairs and triples of aspects.
-- `validation` and `test_phrasing`: training concepts in wordings that no training row uses. Each answer is a composition
-  (two or three aspects together, or the first sentence of an aspect alone) that no training answer is, although its sentences are in
+- `validation` and `test_phrasing`: training concepts in wordings that no training row uses. Each answer is a
+  composition
+  (two or three aspects together, or the first sentence of an aspect alone) that no training answer is, although its
+  sentences are in
   training: what is tested is wording and composition, not unseen knowledge.
 - `test_concept`: concepts that no training row asks about, and whose names no training fact mentions.
 - `test_long`: contexts that hold the answer's facts somewhere, for concepts of `test_concept` and for pairs of aspects
@@ -88,21 +92,26 @@ No question and no answer stands in two splits, compared without case and punctu
 
 ## Made how
 
-Concept files (one for each field, YAML) hold facts by aspect. The builder puts names into wordings written by hand, joins facts to
-answers and assembles contexts from facts of several concepts. It is deterministic; these rows came from sources with the digest
-`{digest}`. Wordings, facts and contexts are the project's own; no sentence was taken from elsewhere, and a test compares all word
+Concept files (one for each field, YAML) hold facts by aspect. The builder puts names into wordings written by hand,
+joins facts to
+answers and assembles contexts from facts of several concepts. It is deterministic; these rows came from sources
+with the digest
+`{digest}`. Wordings, facts and contexts are the project's own; no sentence was taken from elsewhere, and a test
+compares all word
 8-grams with MedQuAD and PubMedQA.
 
 ## Limits
 
 - Written with a language model; no clinician has read it. Errors are likely, and some statements will age.
-- The questions follow a limited set of wordings, and the answers are facts in a fixed order: scores on it say little about real patients' questions.
+- The questions follow a limited set of wordings, and the answers are facts in a fixed order: scores on it say
+  little about real patients' questions.
 - Mostly British spelling and terms; practice differs between countries, which the facts mention only in part.
 - No images, no dialogue, no names or records of real people: the people in case records are invented.
 
 ## Intended use
 
-Research on small question-answering models, routing between experts, and evaluation of retrieval from long contexts. Out of scope:
+Research on small question-answering models, routing between experts, and evaluation of retrieval from long
+contexts. Out of scope:
 giving advice to patients, clinical decisions, and the certification of any product.
 
 ## Licence

@@ -1,5 +1,7 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""`python -m mambaformer.dental_qa.check`: every check of the sources and of the built data. Exit code 1 when one fails.
+"""`python -m mambaformer.dental_qa.check`: every check of the sources and of the data.
+
+Exit code 1 when one fails.
 
 The comparisons with other text (8-gram overlap, spelling) need MedQuAD and PubMedQA as local files and are skipped,
 with a line that says so, where these are absent.
@@ -77,7 +79,7 @@ def compare_with_reference(concepts: list[Concept], reference: Path = REFERENCE)
     for gram, places in shared_ngrams({**texts, **wordings}, others).items():
         yield Problem("overlap", ", ".join(dict.fromkeys(places)), f"shares these {N} words with other text: {gram!r}")
     for word, places in unknown_words(texts, known_words(others, read_terms())).items():
-        yield Problem("spelling", places[0], f"{word!r} is not a known word; mend it or add it to dental_terms.txt.")
+        yield Problem("spelling", places[0], f"{word!r} is not a known word; mend it or add it to dental_terms.yaml.")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -58,8 +58,8 @@ class Composer:
     def probe(self, count: int) -> list[Row]:
         """Single questions of training concepts in wordings of the test, with the answers that training has.
 
-        They belong to no split, because their answers stand in training: they show whether a model hears a known question
-        in new words.
+        They belong to no split, because their answers stand in training: they show whether a model understands a
+        known question in new words.
         """
         pairs = [(concept, aspect) for concept in self.training for aspect in concept.aspects]
         picked = seeded("probe").sample(pairs, min(count, len(pairs)))

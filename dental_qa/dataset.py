@@ -1,5 +1,5 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""From concepts to the finished rows: composes them, removes what would leak between splits, writes and reads Parquet."""
+"""From concepts to the finished rows: composes them, removes what would leak between splits, keeps them as Parquet."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build_rows(concepts: list[Concept], held_out: list[str] | None = None) -> tu
     """All rows, sorted by split, and how many rows were removed for which reason.
 
     Args:
-        held_out: ids of the concepts of test_concept; by default the frozen choice, or a fresh one where none is frozen.
+        held_out: ids of the concepts of test_concept; by default the frozen choice, or a fresh one.
     """
     if held_out is None:
         held_out = read_held_out() or choose_held_out(concepts)

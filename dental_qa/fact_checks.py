@@ -17,7 +17,14 @@ QUALIFIER = re.compile(r"\b(not|almost|nearly|hardly) (always|never|guaranteed?)
 #: A sentence that speaks of an amount to be given.
 DOSE = re.compile(r"\b(dos(e|es|age)|mg|prescribed as|taken as|given as|maximum of)\b", re.IGNORECASE)
 NUMBER = re.compile(r"(?<![\w.-])\d+(?:[.,]\d+)*(?![\w-]|[.,]\d)")
-UNITS = ["mg", "g", "kg", "ml", "l", "mcg", "µg", "microgram", "micrograms", "microsievert", "microsieverts", "mm", "cm", "ppm", "iu", "unit", "units", "%", "per", "percent", "c", "°c", "mpa", "kv", "ma", "n", "hz", "bar", "mmhg", "mmol", "joules", "gy", "gray", "second", "seconds", "minute", "minutes", "hour", "hours", "day", "days", "week", "weeks", "month", "months", "year", "years", "time", "times", "dose", "doses", "tablet", "tablets", "capsule", "capsules", "cartridge", "cartridges", "part", "parts", "drop", "drops", "puff", "puffs", "spray", "sprays", "degree", "degrees", "weeks'", "hours'", "days'", "people", "patients", "cases", "case", "teeth", "in", "out"]
+UNIT_WORDS = """
+mg g kg ml l mcg µg microgram micrograms microsievert microsieverts mm cm ppm iu unit units % per
+percent c °c mpa kv ma n hz bar mmhg mmol joules gy gray second seconds minute minutes hour hours
+day days week weeks month months year years time times dose doses tablet tablets capsule capsules
+cartridge cartridges part parts drop drops puff puffs spray sprays degree degrees people patients
+cases case teeth in out
+"""
+UNITS = frozenset(UNIT_WORDS.split())
 RANGE_WORDS = {"to", "or", "and", "of", "about", "up"}
 
 

@@ -1,14 +1,15 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """`python -m mambaformer.dental_qa.lexicon`: how dental a word is, computed from the training split against MedQuAD.
 
-The weight of a word is its log-odds ratio between the two texts under a symmetric Dirichlet prior (Monroe, Colaresi and
-Quinn, "Fightin' Words", Political Analysis 16:372, 2008, section 3.3). With counts y of n words over a vocabulary of V words,
+The weight of a word is its log-odds ratio between the two texts under a symmetric Dirichlet prior (Monroe, Colaresi
+and Quinn, "Fightin' Words", Political Analysis 16:372, 2008, section 3.3). With counts y of n words over a
+vocabulary of V words,
 
     weight(w) = log((y1 + a1) / (n1 + a1 V - y1 - a1)) - log((y2 + a2) / (n2 + a2 V - y2 - a2)),   a2 = a1 n2 / n1
 
-The prior counts of the two texts stand to each other as the texts' lengths, so a word that both use equally often, or that
-is too rare to tell, weighs about 0, and one sighting says little. Positive: dental. The answers' sentences count once
-each, so the builder's repetitions and the wordings of questions have no say.
+The prior counts of the two texts stand to each other as the texts' lengths, so a word that both use equally often,
+or that is too rare to tell, weighs about 0, and one sighting says little. Positive: dental. The answers' sentences
+count once each, so the builder's repetitions and the wordings of questions have no say.
 """
 
 from __future__ import annotations

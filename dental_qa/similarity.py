@@ -2,7 +2,8 @@
 """When two texts count as the same or nearly the same.
 
 Same: equal after `normalise`. Nearly the same: the Jaccard similarity of their sets of word 3-grams is at least
-`NEAR_DUPLICATE`. The search is exact: prefix filtering (Chaudhuri et al., ICDE 2006) only skips pairs that cannot reach it.
+`NEAR_DUPLICATE`. The search is exact: prefix filtering (Chaudhuri et al., ICDE 2006)
+only skips pairs that cannot reach it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""Words that are neither in general medical text nor among the reviewed terms of `dental_terms.txt`.
+"""Words that are neither in general medical text nor among the reviewed terms of `dental_terms.yaml`.
 
-The word list is what two large bodies of medical text use repeatedly. It holds American spellings and few dental terms, so
-British forms and dental terms stand in `dental_terms.txt`, which was read word by word before it was taken in.
+The word list is what two large bodies of medical text use repeatedly. It holds American spellings and few dental
+terms, so British forms and dental terms stand in `dental_terms.yaml`, read word by word before they were taken in.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from .loading import PACKAGE
+from .loading import PACKAGE, read_yaml
 from .similarity import words
 
-TERMS = PACKAGE / "dental_terms.txt"
+TERMS = PACKAGE / "dental_terms.yaml"
 #: A word seen less often than this in the other text may be a slip there.
 MIN_COUNT = 3
 
 
 def read_terms(path: Path = TERMS) -> set[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {word for line in lines if not line.startswith("#") for word in line.split()}
+    return set(read_yaml(path)["terms"].split())
 
 
 def known_words(texts: Iterable[str], terms: set[str]) -> set[str]:

@@ -86,7 +86,7 @@ def read_held_out(path: Path = HELD_OUT) -> list[str] | None:
 def write_held_out(ids: list[str], path: Path = HELD_OUT) -> None:
     lines = [
         "# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.",
-        "# Concepts that no training row speaks of. Frozen: written by `python -m mambaformer.dental_qa.build --freeze`.",
+        "# Concepts that no training row speaks of. Frozen by `python -m mambaformer.dental_qa.build --freeze`.",
         "test_concept:",
         *(f"  - {concept_id}" for concept_id in ids),
     ]

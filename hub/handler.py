@@ -24,8 +24,8 @@ class EndpointHandler:
         Answer one request.
 
         Args:
-            data: `inputs` is a question, a dict with `question` and perhaps `context`, or a list of these; `parameters`
-                are passed to the pipeline: `routing`, `expert_budget`, `max_new_tokens`, `return_route` and so on.
+            data: `inputs` is a question, a dict with `question` and perhaps `context`, or a list of these;
+                `parameters` go to the pipeline: `routing`, `expert_budget`, `max_new_tokens` and so on.
 
         Returns:
             what the pipeline returns, ready for JSON.

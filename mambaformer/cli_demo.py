@@ -11,10 +11,10 @@ from .cli_render import legend, print_question, show_routing, totals
 
 QUESTIONS = (
     "What is gingivitis?",
-    "How is pulpitis treated?",
-    "How can I prevent tooth decay?",
-    "What are the signs of a dental abscess?",
-    "When does a knocked-out tooth need urgent care?",
+    "What causes halitosis?",
+    "How is irreversible pulpitis treated?",
+    "How can dental erosion be prevented?",
+    "What are the signs of a dry socket?",
 )
 
 

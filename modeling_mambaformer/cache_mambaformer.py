@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from ..configuration.configuration_mambaformer import ROUTING_MODES, MambaFormerConfig
+from ..configuration.configuration_mambaformer import ROUTING_MODES, MambaFormerConfig, is_number
 from .lazy_et5 import LazyET5State
 from .outputs_mambaformer import ENDED, RouteTrace
 from .router import RouterState
@@ -24,14 +24,15 @@ class RoutingRequest:
         routing: `auto`, `et5`, `emamba` or `soft`.
         threshold: margin above which a token is routed. gate_threshold: `None` for a gate that is always open.
         cap: the most tokens that ET5 may write, or `None`.
-        end_ids: ids that end an answer; empty where nothing does.
+        first_new: the first decoder position whose token is the model's own and counts against `cap`; those before it
+            predict tokens that the caller gave.
     """
 
     routing: str
     threshold: float
     gate_threshold: float | None
     cap: int | None
-    end_ids: tuple[int, ...]
+    first_new: int = 0
 
     @classmethod
     def build(
@@ -40,7 +41,7 @@ class RoutingRequest:
         routing: str | None = None,
         expert_budget: float | None = None,
         max_new_tokens: int | None = None,
-        end_ids: tuple[int, ...] = (),
+        first_new: int = 0,
     ) -> RoutingRequest:
         """
         Settle a call's routing from its arguments and the configuration.
@@ -48,7 +49,8 @@ class RoutingRequest:
         Args:
             expert_budget: largest share of the tokens that ET5 may write, default `config.expert_budget`. It moves the
                 threshold along the calibrated table and caps ET5 at `floor(expert_budget * max_new_tokens)` tokens.
-            max_new_tokens: the request's limit; `None` (plain forward calls) sets no cap.
+            max_new_tokens: the request's limit; `None` (plain forward calls) sets no cap, but for a budget of 0, which
+                never asks ET5.
 
         Raises:
             ValueError: for an unknown `routing`, or a budget outside [0, 1].
@@ -57,12 +59,16 @@ class RoutingRequest:
         budget = config.expert_budget if expert_budget is None else expert_budget
         if routing not in ROUTING_MODES:
             raise ValueError(f"routing is {routing!r}: choose one of {list(ROUTING_MODES)}.")
-        if not 0 <= budget <= 1:
+        if not (is_number(budget) and 0 <= budget <= 1):
             raise ValueError(f"expert_budget is {budget!r}: give a share of tokens between 0 and 1.")
         threshold = config.router_threshold if expert_budget is None else config.threshold_for(budget)
-        # The small constant keeps 0.29 * 100 from losing a token to binary rounding.
-        cap = None if max_new_tokens is None or budget >= 1 else int(budget * max_new_tokens + 1e-9)
-        return cls(routing, threshold, config.gate_threshold, cap, end_ids)
+        if budget == 0:
+            cap = 0
+        elif budget == 1 or max_new_tokens is None:
+            cap = None
+        else:  # the small constant keeps 0.29 * 100 from losing a token to binary rounding
+            cap = int(budget * max_new_tokens + 1e-9)
+        return cls(routing, threshold, config.gate_threshold, cap, first_new)
 
 
 class MambaFormerCache:
@@ -91,7 +97,7 @@ class MambaFormerCache:
         self.sources = sources
         self.request = request
         self.keep_states = keep_states
-        self.prompt_length = 1  # decoder tokens that were given, not generated
+        self.prompt_length = request.first_new + 1  # decoder tokens that were given, not generated
         self.row_source = torch.arange(count, device=device).repeat_interleave(expand)  # (B,)
         self.row_group = torch.arange(count * expand, device=device) // beams  # (B,), rows that are counted together
         self.et5 = LazyET5State(sources, self.row_source)
@@ -100,6 +106,7 @@ class MambaFormerCache:
         self.gate_logit: torch.Tensor | None = None  # (B0,)
         self.source_scalars: tuple[torch.Tensor, torch.Tensor] | None = None  # (B0,), (B0,)
         self.decoder_ids = sources.input_ids.new_zeros(count * expand, 0)  # (B, t)
+        self.ends_at = torch.full_like(self.row_source, torch.iinfo(torch.long).max)  # (B,), tokens of ended rows
         groups = int(self.row_group[-1]) + 1
         self.passes, self.tokens, self.encodings = (
             torch.zeros(groups, dtype=torch.long, device=device) for _ in range(3)
@@ -114,6 +121,7 @@ class MambaFormerCache:
         """Keep the rows `beam_idx` `(B,)`, as beam search chose them."""
         beam_idx = beam_idx.to(self.decoder_ids.device)
         self.decoder_ids = self.decoder_ids[beam_idx]
+        self.ends_at = self.ends_at[beam_idx]
         self.et5.reorder(beam_idx)
         if self.emamba is not None:
             self.emamba.reorder_cache(beam_idx)
@@ -126,17 +134,15 @@ class MambaFormerCache:
         self.decoder_ids = self.decoder_ids[:, :0]
         self.et5.rewind()
 
-    def ended(self, new_ids: torch.Tensor) -> torch.Tensor:
-        """
-        Which of the new positions come after the end of their answer, `(B, T)` bool.
+    def finish(self, done: torch.Tensor, length: int) -> None:
+        """Note that the rows `done` `(B,)` have ended, if they had not, with their `length`-th decoder token."""
+        self.ends_at = torch.where(done & (self.ends_at > length), length, self.ends_at)
 
-        The first decoder token is the start, which ends nothing, although T5 starts with its padding id.
-        """
-        ids = torch.cat([self.decoder_ids, new_ids], dim=1)  # (B, t + T)
-        end_ids = torch.tensor(self.request.end_ids, dtype=ids.dtype, device=ids.device)
-        is_end = torch.isin(ids, end_ids)
-        is_end[:, 0] = False
-        return is_end.cummax(dim=1).values[:, self.decoder_ids.shape[1] :]
+    def ended(self, new_ids: torch.Tensor) -> torch.Tensor:
+        """Which of the new positions come after the end of their answer, `(B, T)` bool."""
+        seen = self.get_seq_length()
+        tokens = torch.arange(seen + 1, seen + 1 + new_ids.shape[1], device=new_ids.device)  # (T,), known at each
+        return tokens >= self.ends_at[:, None]
 
     def row_scalars(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The sources' router scalars, per row."""

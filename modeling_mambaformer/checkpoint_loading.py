@@ -35,8 +35,8 @@ def reading_weights(source: str | os.PathLike) -> Iterator[None]:
         if "mismatch" not in str(error):
             raise
         raise ValueError(
-            f"{str(source)!r}: the weights have other shapes than config.json says: use the config.json that was saved "
-            "with them."
+            f"{str(source)!r}: the weights have other shapes than config.json says: use the config.json that was "
+            "saved with them."
         ) from error
 
 

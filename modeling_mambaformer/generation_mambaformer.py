@@ -9,7 +9,7 @@ run ahead of need, put one cache under `past_key_values`, and attach the route t
 from __future__ import annotations
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
@@ -17,10 +17,25 @@ from .cache_mambaformer import MambaFormerCache, RoutingRequest
 from .sources import Sources
 
 
+class RecordedStops(StoppingCriteriaList):
+    """Stopping criteria that tell the cache which rows have ended, so that ET5 is not asked for what follows."""
+
+    def __init__(self, criteria: StoppingCriteriaList, cache: MambaFormerCache):
+        super().__init__(criteria)
+        self.cache = cache
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+        done = super().__call__(input_ids, scores, **kwargs)
+        self.cache.finish(done, input_ids.shape[1])
+        return done
+
+
 class MambaFormerGenerationMixin:
     """Hooks for `GenerationMixin`; to be listed before it."""
 
-    def generate(self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs):
+    def generate(
+        self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs
+    ):
         """
         Generate as any encoder-decoder of transformers, with two more arguments.
 
@@ -36,6 +51,9 @@ class MambaFormerGenerationMixin:
         Raises:
             ValueError: for an empty source, a bad `routing` or `expert_budget`, or weights that are not finite.
         """
+        given = [kwargs, {} if generation_config is None else generation_config.to_dict()]
+        if any(x.get("max_length") for x in given) and not any(x.get("max_new_tokens") for x in given):
+            kwargs["max_new_tokens"] = None  # the caller's limit holds, not this model's default
         result = super().generate(inputs, generation_config, **kwargs)
         if isinstance(result, ModelOutput) and isinstance(result.get("past_key_values"), MambaFormerCache):
             cache = result.past_key_values
@@ -47,8 +65,9 @@ class MambaFormerGenerationMixin:
         self, inputs_tensor: torch.Tensor, model_kwargs: dict, model_input_name: str | None, generation_config
     ) -> dict:
         """Keep the source for both experts; run nothing yet."""
-        if model_kwargs.get("encoder_outputs") is not None:
-            raise ValueError("encoder_outputs were given to generate: give input_ids, EMamba reads them too.")
+        for name in ("encoder_outputs", "past_key_values"):
+            if model_kwargs.get(name) is not None:
+                raise ValueError(f"{name} were given to generate: give input_ids instead, which EMamba reads too.")
         if model_kwargs.get("attention_mask") is None:
             model_kwargs["attention_mask"] = self._prepare_attention_mask_for_generation(
                 inputs_tensor, generation_config, model_kwargs
@@ -67,6 +86,11 @@ class MambaFormerGenerationMixin:
         )
         return input_ids, {**model_kwargs, "encoder_outputs": sources, "prompt_length": input_ids.shape[1]}
 
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        """Greedy decoding and sampling; rows end where any criterion says so."""
+        stops = RecordedStops(stopping_criteria, kwargs["past_key_values"])
+        return super()._sample(input_ids, logits_processor, stops, generation_config, **kwargs)
+
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs: dict, generation_mode, batch_size: int, max_cache_length: int
     ) -> None:
@@ -75,16 +99,12 @@ class MambaFormerGenerationMixin:
         model_kwargs["encoder_outputs"] = BaseModelOutput()  # where `generate` looks for attentions
         beams = generation_config.num_beams
         expand = max(beams, generation_config.num_return_sequences)
-        eos = generation_config._eos_token_tensor
-        end_ids = () if eos is None else tuple(eos.flatten().tolist())
         request = RoutingRequest.build(
             self.config,
             model_kwargs.pop("routing", None),
             model_kwargs.pop("expert_budget", None),
             generation_config.max_length - prompt_length,
-            end_ids,
+            first_new=prompt_length - 1,
         )
         keep = generation_config.use_cache is not False
-        cache = MambaFormerCache(sources, request, expand, beams, keep_states=keep)
-        cache.prompt_length = prompt_length
-        model_kwargs["past_key_values"] = cache
+        model_kwargs["past_key_values"] = MambaFormerCache(sources, request, expand, beams, keep_states=keep)

@@ -142,13 +142,17 @@ class SelectiveScanMixer(MambaMixer):
 
     def _may_write_in_place(self, hidden_states: Tensor, window: Tensor, state: Tensor) -> bool:
         """Whether compiled code may write the cached tensors: nothing traces or differentiates, and they are plain."""
+        parameters = (self.conv1d.weight, self.A_log, self.D, self.dt_proj.bias)
         return (
             not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled("cpu")
             and type(hidden_states) is Tensor
             and self.activation in ("silu", "swish")
             and window.shape[-1] == self.conv_kernel_size
-            and all(x.dtype == torch.float32 and x.is_contiguous() for x in (window, state, self.conv1d.weight))
+            and all(
+                x.dtype == torch.float32 and x.is_contiguous() for x in (window, state, *parameters) if x is not None
+            )
         )
 
     def _step(self, hidden_states: Tensor, window: Tensor, state: Tensor) -> Tensor:

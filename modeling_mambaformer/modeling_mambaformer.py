@@ -17,6 +17,7 @@ from transformers import initialization as init
 from ..configuration.configuration_mambaformer import MambaFormerConfig
 from ..configuration.remote_code import OwnRemoteCodeMixin
 from .cache_mambaformer import MambaFormerCache, RoutingRequest
+from .checkpoint_loading import check_finite, reading_weights
 from .composition import compose_experts
 from .emamba_stream import read_on, read_source, read_together
 from .generation_mambaformer import MambaFormerGenerationMixin
@@ -26,7 +27,7 @@ from .outputs_mambaformer import MambaFormerOutput
 from .router import SequenceGate, TokenRouter
 from .router_inputs import first_state, source_scalars
 from .routing_pass import choose, merge_experts
-from .sources import Sources
+from .sources import Sources, check_targets
 
 
 class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
@@ -37,9 +38,24 @@ class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
     base_model_prefix = "mambaformer"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _is_stateful = True
     _no_split_modules = ["T5Block", "MambaBlock", "TokenRouter", "SequenceGate"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args, **kwargs) -> MambaFormerPreTrainedModel:
+        """
+        Load a saved model as every class of transformers does.
+
+        Raises:
+            OSError: for a checkpoint that cannot be found, or a file of it that is damaged or cut short.
+            ValueError: for weights that are not finite or do not fit `config.json`, or an impossible configuration.
+        """
+        with reading_weights(pretrained_model_name_or_path):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, pretrained_model_name_or_path)
+        return loaded
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -54,7 +70,7 @@ class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+            init.normal_(module.weight, mean=0.0, std=max(module.in_features, 1) ** -0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, TokenRouter):
@@ -178,7 +194,15 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             )
             cache = MambaFormerCache(sources, request) if use_cache else None
         else:
+            if not isinstance(past_key_values, MambaFormerCache):
+                raise ValueError(
+                    f"past_key_values is a {type(past_key_values).__name__}: give what an earlier call of this model "
+                    "returned, or nothing."
+                )
             cache = past_key_values
+        if cache is None or cache.get_seq_length() == 0:
+            rows = sources.input_ids.shape[0] if cache is None else len(cache.row_source)
+            check_targets(decoder_input_ids, labels, rows, self.config.vocab_size)
         states = encoder_outputs[0] if encoder_outputs is not None and len(encoder_outputs) else None
         if cache is not None:
             if output_experts or route_teacher is not None:
@@ -224,13 +248,14 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         choice = choose(self, request, ids, ended, hidden, state, scalars, gate_logit, teacher)
         asked = choice.asked[:, -keep:].any(1) | output_experts  # (B,)
         calls = asked.long()
+        encoder_calls = calls if states is None else torch.zeros_like(calls)
         et5_logits = None
         if bool(asked.any()):
             rows = asked.nonzero().flatten()  # (R,)
             said, states = decode_together(self.et5, sources, rows, ids, mask, keep, states)  # (R, K, V)
             et5_logits = said if rows.numel() == len(ids) else said.new_zeros(len(ids), *said.shape[1:]).index_copy(0, rows, said)
         logits, trace = merge_experts(self, request, choice, et5_logits, keep)
-        trace.et5_passes, trace.et5_tokens, trace.encoder_calls = calls, calls * ids.shape[1], calls
+        trace.et5_passes, trace.et5_tokens, trace.encoder_calls = calls, calls * ids.shape[1], encoder_calls
         output = MambaFormerOutput(logits=logits, route_trace=trace, gate_logit=gate_logit, margin=choice.margin)
         if output_experts:
             output.emamba_logits, output.et5_logits = choice.emamba_logits[:, -keep:], et5_logits
@@ -273,7 +298,8 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             et5_logits = torch.zeros(len(ids), keep, self.config.vocab_size, device=ids.device)
         logits, trace = merge_experts(self, request, choice, et5_logits, keep)
         trace.et5_passes, trace.et5_tokens, trace.encoder_calls = cache.counts()
-        cache.steps.append({name: trace[name][:, -1] for name in cache.STEP_FIELDS})
+        if cache.get_seq_length() >= cache.prompt_length:  # a prompt may be read in several chunks
+            cache.steps.append({name: trace[name][:, -1] for name in cache.STEP_FIELDS})
         return MambaFormerOutput(
             logits=logits, past_key_values=cache, route_trace=trace, gate_logit=gate_logit, margin=choice.margin
         )

@@ -61,8 +61,18 @@ def declare(name: str, pointers: str, integers: str) -> type[ctypes.Structure]:
 
 
 def call(function: str, structure: type[ctypes.Structure], tensors: dict[str, Tensor | None], **integers: int) -> None:
-    """Call one of the library's functions on the memory of `tensors`, which the caller has checked."""
-    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+    """Call one of the library's functions on the memory of `tensors`; the caller answers for shapes and strides.
+
+    Raises:
+        ValueError: A tensor is not float32 on the CPU.
+        MemoryError: The library found no memory for its workspace.
+    """
+    pointers = {}
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            if tensor.dtype != torch.float32 or not tensor.is_cpu:
+                raise ValueError(f"{name} must be float32 on the CPU, got {tensor.dtype} on {tensor.device}")
+            pointers[name] = tensor.data_ptr()
     args = structure(**pointers, **integers, threads=torch.get_num_threads())
     if getattr(LIBRARY, function)(ctypes.byref(args)) != 0:
         raise MemoryError(f"{function} found no memory for its workspace; use a smaller batch or shorter sequences")

@@ -91,6 +91,7 @@ class TokenRouter(nn.Module):
         cap: int | None,
         allowed: torch.Tensor,
         ended: torch.Tensor,
+        first_new: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor, RouterState]:
         """
         Unroll the choice over the positions of `encoded` `(B, T, H)`: each sees the choices before it.
@@ -100,6 +101,7 @@ class TokenRouter(nn.Module):
             cap: the most tokens that ET5 may write in this request, `None` for no cap.
             allowed: `(B,)` bool, the sequence gate.
             ended: `(B, T)` bool, positions after the end of an answer.
+            first_new: positions before this one predict given tokens, which do not count against `cap`.
 
         Returns:
             experts `(B, T)` long (0, 1, or -1 where ended), gaps `(B, T)` long, and the state after the last position.
@@ -113,7 +115,8 @@ class TokenRouter(nn.Module):
                 routed &= spent < cap
             previous = routed.to(previous.dtype)
             since = torch.where(routed, torch.zeros_like(since), gap)
-            spent = spent + routed
+            if state.position + t >= first_new:
+                spent = spent + routed
             experts.append(torch.where(ended[:, t], ENDED, torch.where(routed, ET5, EMAMBA)))
             gaps.append(gap)
         state = replace(state, previous=previous, since=since, spent=spent)

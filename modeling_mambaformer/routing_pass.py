@@ -78,7 +78,7 @@ def choose(
     soft = request.routing == "soft"
     if teacher is None:
         expert, gap, chosen = model.router.choose(
-            encoded, state, request.threshold, None if soft else request.cap, allowed, ended
+            encoded, state, request.threshold, None if soft else request.cap, allowed, ended, request.first_new
         )
         after.previous, after.since, after.spent = chosen.previous, chosen.since, chosen.spent
     else:

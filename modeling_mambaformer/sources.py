@@ -41,12 +41,7 @@ class Sources:
                 f"attention_mask has shape {tuple(attention_mask.shape)} but input_ids {tuple(input_ids.shape)}: "
                 "pass both as the tokenizer returned them."
             )
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"input_ids hold the id {low if low < 0 else high}, outside the vocabulary of {vocab_size}: "
-                "tokenize with the tokenizer saved beside this model."
-            )
+        check_ids("input_ids", input_ids, vocab_size)
         mask = attention_mask.long()
         if bool((mask.sum(-1) == 0).any()):
             raise ValueError("A row of attention_mask is all zeros: give every row at least one source token.")
@@ -61,3 +56,33 @@ class Sources:
     def padded(self) -> bool:
         """Whether any row holds padding."""
         return bool((self.left_mask[:, 0] == 0).any())
+
+
+def check_ids(name: str, ids: torch.Tensor, vocab_size: int, ignored: int | None = None) -> None:
+    """Raise `ValueError` where `ids`, the argument `name`, are not ids of the vocabulary; `ignored` is let through."""
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} are {ids.dtype}: give token ids, torch.long.")
+    known = ids if ignored is None else ids.masked_fill(ids == ignored, 0)
+    low, high = (int(value) for value in known.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"{name} hold the id {low if low < 0 else high}, outside the vocabulary of {vocab_size}: tokenize with "
+            "the tokenizer saved beside this model."
+        )
+
+
+def check_targets(decoder_ids: torch.Tensor, labels: torch.Tensor | None, rows: int, vocab_size: int) -> None:
+    """Raise `ValueError` for decoder ids `(B, T)` or labels that do not fit `rows` sources or the vocabulary."""
+    if labels is not None:
+        check_ids("labels", labels, vocab_size, ignored=-100)
+        if labels.shape != decoder_ids.shape:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)} but decoder_input_ids {tuple(decoder_ids.shape)}: give both "
+                "alike, or labels alone."
+            )
+    if decoder_ids.ndim != 2 or decoder_ids.shape[0] != rows or decoder_ids.shape[1] == 0:
+        raise ValueError(
+            f"decoder_input_ids have shape {tuple(decoder_ids.shape)}: give at least one token, the start, for each "
+            f"of the {rows} sources."
+        )
+    check_ids("decoder_input_ids", decoder_ids, vocab_size)

@@ -1,5 +1,5 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""The house rules that a machine can check: one-way imports, sizes, headers, docstrings, a light import, portable text."""
+"""The house rules that a machine can check: one-way imports, sizes, headers, docstrings, a light import, no paths."""
 
 from __future__ import annotations
 

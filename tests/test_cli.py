@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models
 from mambaformer import __version__
 from mambaformer.cli import main
 from mambaformer.cli_ask import Answer
-from mambaformer.cli_render import bracketed, cost, spans
+from mambaformer.cli_render import bracketed, cost, show_routing, spans
 from mambaformer.tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 
 
@@ -39,7 +39,7 @@ def composed(et5_with_tokenizer, emamba_folder, tmp_path_factory) -> Path:
     """A model that `mambaformer compose` made; random weights repeat one token for ever, so it may not repeat any."""
     out = tmp_path_factory.mktemp("cli") / "composed"
     assert main(["compose", "--et5", str(et5_with_tokenizer), "--emamba", str(emamba_folder), "--out", str(out)]) == 0
-    edit_json(out / "generation_config.json", suppress_tokens=[0, 2], no_repeat_ngram_size=1)
+    edit_json(out / "generation_config.json", suppress_tokens=[0, 2], no_repeat_ngram_size=1, max_new_tokens=8)
     return out
 
 
@@ -191,6 +191,23 @@ def test_spans_join_neighbours_and_leave_the_end_out():
     assert spans(answer) == [("The", False), (" pulp", True), (" hurts.", False)]
     assert bracketed(answer) == "The [pulp] hurts."
     assert cost([answer]) == "ET5 wrote 3 of 6 tokens (50.0%) in 1 decoder pass, 2 caught up, 1 encoder call · 12 ms"
+
+
+def test_colours_with_and_without_rich(monkeypatch, capsys):
+    answer = answer_of(["The", " pulp", " hurts."], [0, 1, 0])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    show_routing(answer)
+    with_rich = capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    show_routing(answer)
+    without_rich = capsys.readouterr().out
+    for said in (with_rich, without_rich):
+        assert "\x1b[32mThe\x1b[0m\x1b[1;35m pulp\x1b[0m" in said
+    monkeypatch.setenv("NO_COLOR", "1")
+    show_routing(answer)
+    assert capsys.readouterr().out.startswith("The [pulp] hurts.\n")
 
 
 # ---- bad input

@@ -153,15 +153,14 @@ def test_a_held_out_concept_in_training_is_found(sound) -> None:
 
 
 @pytest.mark.parametrize("part", ["question", "answer"])
-def test_a_leak_is_found_exact_and_near(sound, part: str) -> None:
+@pytest.mark.parametrize("change", [str.upper, lambda text: f"{text} indeed"], ids=["same", "nearly"])
+def test_a_leak_is_found(sound, part: str, change) -> None:
     rows = sound[2]
     assert list(leaks(rows)) == []
     index = next(i for i, row in enumerate(rows) if row.split == "test_phrasing")
-    long = next(getattr(row, part) for row in rows if row.split == "train" and len(getattr(row, part).split()) > 10)
-    assert "similarity 1.00" in str(next(leaks(swapped(rows, index, **{part: long.upper()}))))
-    assert "similarity 0.9" in str(next(leaks(swapped(rows, index, **{part: f"{long} {long} indeed"})), "")) or any(
-        part in str(problem) for problem in leaks(swapped(rows, index, **{part: f"{long} indeed"}))
-    )
+    trained = next(getattr(row, part) for row in rows if row.split == "train" and len(getattr(row, part).split()) > 10)
+    found = list(map(str, leaks(swapped(rows, index, **{part: change(trained)}))))
+    assert found and all(f"{part}s with similarity" in problem and "test_phrasing" in problem for problem in found)
 
 
 def test_facts_that_repeat_or_do_not_name_the_concept_are_found(sound) -> None:

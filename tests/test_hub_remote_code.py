@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mambaformer import MambaFormerTokenizer
 from remote_code_probe import HIDDEN, bare_environment, facts, run_probe
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoTokenizer, pipeline
+
+from mambaformer import MambaFormerTokenizer
 
 QUESTIONS = ["What is plaque?", "Why do gums bleed after flossing?", "teeth"]
 
@@ -56,7 +57,7 @@ def test_the_package_serves_its_own_folders(saved: Path, tmp_path: Path) -> None
     """
     Where the package is installed its classes are used, with and without `trust_remote_code`, and save again.
 
-    With `trust_remote_code=True` transformers prefers a folder's own tokenizer class to a registered one; it is the same.
+    With `trust_remote_code=True` transformers prefers a folder's own tokenizer class to a registered one: same code.
     """
     trusting = facts(str(saved), QUESTIONS)
     for name in (trusting["config"], trusting["AutoModel"]["class"], trusting["AutoModelForSeq2SeqLM"]["class"]):

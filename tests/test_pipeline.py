@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mambaformer.pipelines.pipeline_mambaformer import MambaFormerText2TextPipeline, token_texts
-from mambaformer.pipelines.source_inputs import source_ids, source_text
-from mambaformer.tokenizer.source_format import format_source
 from tiny_experts import tiny_et5
 from tiny_tokenizer import tiny_tokenizer
 from transformers import pipeline
+
+from mambaformer.pipelines.pipeline_mambaformer import MambaFormerText2TextPipeline, token_texts
+from mambaformer.pipelines.source_inputs import source_ids, source_text
+from mambaformer.tokenizer.source_format import format_source
 
 QUESTIONS = ["What is plaque?", "Why do the gums bleed after flossing?", "teeth"]
 OPTIONS = {"max_new_tokens": 10, "expert_budget": 0.5}

@@ -9,7 +9,17 @@ import random
 import numpy as np
 import pytest
 import torch
-from mambaformer.trainer.pretrain import PretrainArguments, build_expert, main, parse_arguments, prepare_data, train
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, MambaForCausalLM, T5ForConditionalGeneration
+
+from mambaformer.trainer.pretrain import (
+    PretrainArguments,
+    build_expert,
+    main,
+    parse_arguments,
+    prepare_data,
+    relative_rate,
+    train,
+)
 from mambaformer.trainer.pretrain_data import (
     IGNORE,
     MixtureBatchSampler,
@@ -25,7 +35,6 @@ from mambaformer.trainer.pretrain_data import (
 from mambaformer.trainer.pretrain_loss import HeadCrossEntropy, fuse_activations, pretraining_loss, target_hidden
 from mambaformer.trainer.pretrain_probe import JsonlLog, greedy, teacher_forced
 from mambaformer.trainer.pretrain_tasks import TASKS, Example, recall_examples, split_sentences
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, MambaForCausalLM, T5ForConditionalGeneration
 
 PARTS = ("enamel", "dentine", "cementum", "pulp", "gingiva", "alveolus", "molar", "canine", "incisor", "premolar")
 TRAITS = ("protects the crown", "carries the nerve", "holds the root firmly", "feels hot and cold", "grinds hard food")
@@ -314,6 +323,14 @@ def test_resuming_equals_not_having_stopped(arguments, expert, tmp_path):
     train(parts)
     torch.set_num_threads(threads)
     assert losses(tmp_path / "parts", expert)[8] == losses(tmp_path / "whole", expert)[8]
+
+
+def test_rates_of_et5_follow_the_initial_sizes(arguments):
+    model = build(arguments, "et5")
+    block = model.encoder.block[0].layer[0].SelfAttention
+    assert relative_rate(block.q.weight) < 0.4 * relative_rate(block.k.weight)
+    assert relative_rate(model.shared.weight) == 5.0
+    assert relative_rate(2 * block.k.weight) == pytest.approx(2 * relative_rate(block.k.weight), rel=1e-4)
 
 
 @pytest.mark.parametrize("expert", ["et5", "emamba"])

@@ -336,6 +336,16 @@ def test_unknown_backend_is_refused(monkeypatch):
         scan_backend()
 
 
+def test_backend_on_cuda(monkeypatch):
+    monkeypatch.delenv("MAMBAFORMER_SCAN", raising=False)
+    monkeypatch.setattr(scan_module, "_mamba_ssm_scan", lambda: None)
+    assert scan_backend("cuda") == "torch"
+    monkeypatch.setattr(scan_module, "_mamba_ssm_scan", lambda: object)
+    assert scan_backend("cuda") == "mamba_ssm" and scan_backend("cuda", torch.float64) == "torch"
+    monkeypatch.setenv("MAMBAFORMER_SCAN", "torch")
+    assert scan_backend("cuda") == "torch"
+
+
 def test_empty_batch(backend):
     inputs = make_inputs(0, 4, 5, 2)
     assert selective_scan(**inputs, delta_softplus=True).shape == (0, 4, 5)

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, T5Tokenizer
+
+import mambaformer
 from mambaformer.tokenizer.source_format import format_context, format_source
 from mambaformer.tokenizer.tokenization_mambaformer import DEFAULT_MODEL_MAX_LENGTH, MambaFormerTokenizer
 from mambaformer.trainer.train_tokenizer import train_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, T5Tokenizer
 
 CORPUS = [
     "Brush your teeth twice a day with a fluoride toothpaste.",
@@ -227,7 +229,7 @@ def test_remote_code_without_the_package(
         cwd=tmp_path / "elsewhere",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     expected = tokenizer.encode_source("Why floss?", "Plaque grows.")
@@ -235,9 +237,11 @@ def test_remote_code_without_the_package(
 
 
 def test_auto_tokenizer_in_process(tokenizer: MambaFormerTokenizer, tmp_path: Path) -> None:
-    """Whether or not the class is registered, the ids are the same; so a garbled text can't slip in."""
+    """With the package imported its own class is used, and a garbled text can't slip in."""
+    assert mambaformer.MambaFormerConfig.model_type == "mambaformer"
     tokenizer.save_pretrained(tmp_path)
     auto = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(auto) is MambaFormerTokenizer
     text = "Plaque on the gums: 12.5 mg, β < 3."
     assert auto(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert auto.decode(auto(text)["input_ids"], skip_special_tokens=True) == text

@@ -115,7 +115,7 @@ def test_same_text_gives_the_same_file_in_another_process() -> None:
         env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.stdout.strip() == expected, done.stderr[-2000:]
     assert hashlib.sha256(train_tokenizer(sentences(399), 700).to_str().encode()).hexdigest() != expected

@@ -9,7 +9,7 @@ from datasets import Dataset
 from tiny_training import tiny_rows, tiny_tokenizer
 
 from mambaformer.trainer.arguments import MambaFormerTrainingArguments
-from mambaformer.trainer.data import tokenize_qa
+from mambaformer.trainer.data import Collator, tokenize_qa
 from mambaformer.trainer.distillation import UTILITY_COLUMNS, add_utilities
 from mambaformer.trainer.trainer import MambaFormerTrainer
 
@@ -20,6 +20,14 @@ TOKENIZER = tiny_tokenizer()
 def rows() -> Dataset:
     """32 tokenised rows of different lengths."""
     return tokenize_qa(Dataset.from_list(tiny_rows()), TOKENIZER, 48, 16)
+
+
+@pytest.fixture
+def model(model):
+    """The shared tiny model, with an embedding for the end of a text too: the gate reads EMamba's state there."""
+    with torch.no_grad():
+        model.emamba.get_input_embeddings().weight[TOKENIZER.eos_token_id].normal_(std=0.2)
+    return model
 
 
 def arguments(folder, stage: str, **fields) -> MambaFormerTrainingArguments:
@@ -114,12 +122,7 @@ def test_embeddings_train_in_full_when_named(model, rows, tmp_path):
 
 
 def test_distil_leaves_et5_alone_and_learns(model, rows, tmp_path):
-    rows = add_utilities(
-        model,
-        rows,
-        MambaFormerTrainer(model, arguments(tmp_path, "joint"), processing_class=TOKENIZER).data_collator,
-        8,
-    )  # noqa: E501
+    rows = add_utilities(model, rows, Collator(TOKENIZER), 8)
     trainer = trainer_of(model, tmp_path, "distil", rows, max_steps=30, per_device_train_batch_size=16, tau_final=0.5)
     calls = []
     handles = [

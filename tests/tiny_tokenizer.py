@@ -1,13 +1,14 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""A tokenizer for the tiny experts: as many pieces as they have rows, enough to spell any question in plain English."""
+"""A tokenizer for the tiny experts: as many pieces as they have rows, enough to spell any question in English."""
 
 from __future__ import annotations
 
 import string
 
-from mambaformer.tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 from tiny_experts import VOCAB
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from mambaformer.tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 
 
 def tiny_tokenizer() -> MambaFormerTokenizer:

@@ -5,7 +5,7 @@ Choosing or mixing the experts token by token needs one vocabulary. Where EMamba
 shared piece is read as text and spelled by EMamba's own tokenizer:
 
 - one token with exactly that text: its row is copied, bit for bit ("exact");
-- several tokens: their rows are averaged ("combined");
+- several tokens: their rows are averaged, each weighted by how many bytes of the piece it spells ("combined");
 - a special token: the row of the token with the same role ("special");
 - nothing, a special token without a counterpart (T5's `<extra_id_n>` sentinels) or a row beyond the tokenizer (T5
   checkpoints have 32,128 rows for 32,100 tokens): the mean of the rows of all ordinary tokens ("unmatched").
@@ -120,7 +120,7 @@ def plan_transfer(
         target_rows=target_rows,
         source_rows=len(source.texts),
         sources=torch.tensor([index for row in rows for index in row], dtype=torch.long),
-        weights=torch.tensor([1.0 / len(row) for row in rows for _ in row], dtype=torch.float32),
+        weights=torch.tensor([share for row in rows for share in _shares(row, source)], dtype=torch.float32),
         offsets=torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]),
         ordinary=torch.tensor([index for index, text in enumerate(source.texts) if text is not None]),
         counts=dict(counts),
@@ -138,6 +138,14 @@ def _special_rows(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFa
         if wanted is not None and own is not None:
             found.setdefault(wanted, [own])
     return found
+
+
+def _shares(row: list[int], source: TokenText) -> list[float]:
+    """Return the weight of each row of a combination: its token's share of the bytes, a space alone half a byte."""
+    if len(row) == 1:
+        return [1.0]
+    lengths = [max(len((source.texts[index] or b"").strip()), 0.5) for index in row]
+    return [length / sum(lengths) for length in lengths]
 
 
 def _kind(row: list[int], text: bytes, source: TokenText) -> str:

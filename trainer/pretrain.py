@@ -22,6 +22,8 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     GenerationConfig,
     HfArgumentParser,
     MambaConfig,
@@ -34,11 +36,14 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..dental_qa.loading import load_concepts
 from ..modeling_mambaformer.mamba_mixer import use_selective_scan
+from ..tokenizer.source_format import format_source
 from ..tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 from .pretrain_data import (
     GROUPS,
     IGNORE,
+    Example,
     MixtureBatchSampler,
     TokenStore,
     dental_examples,
@@ -48,6 +53,7 @@ from .pretrain_data import (
 )
 from .pretrain_loss import fuse_activations, pretraining_loss
 from .pretrain_probe import COLLATE, EXPERTS, JsonlLog, ProbeCallback
+from .pretrain_questions import reworded_rows
 from .pretrain_tasks import recall_examples, split_sentences
 from .train_tokenizer import train_tokenizer
 
@@ -64,6 +70,10 @@ class PretrainArguments:
     seed: int = 0
     threads: int = field(default=1, metadata={"help": "torch threads of this process."})
 
+    initial_dir: str = field(default="", metadata={"help": "Earlier run to go on from: its tokenizer and its weights."})
+    rewordings: int = field(default=0, metadata={"help": "Random wordings made of every DentalQA answer's question."})
+    first_tokens: int = field(default=6, metadata={"help": "How many target tokens `first_weight` applies to."})
+    first_weight: float = field(default=1.0, metadata={"help": "Weight of a target's first tokens in the loss."})
     vocab_size: int = 8000
     max_source_tokens: int = 320
     max_target_tokens: int = 96
@@ -140,6 +150,10 @@ def prepare_data(arguments: PretrainArguments) -> None:
     train = read_dental_qa(arguments.dental_qa, "train")
     validation = read_dental_qa(arguments.dental_qa, "validation")
     examples = dental_examples(train, arguments.max_context_words, arguments.seed)
+    if arguments.rewordings:
+        concepts = {concept.id: concept for concept in load_concepts()[0]}
+        pairs = reworded_rows(train, concepts, arguments.rewordings, arguments.seed)
+        examples += [Example(format_source(question), answer, "dental") for question, answer in pairs]
     medquad = read_medquad(arguments.medquad)[: arguments.medquad_rows] if arguments.medquad else []
     examples += medquad_examples(medquad, arguments.seed)
 
@@ -151,8 +165,11 @@ def prepare_data(arguments: PretrainArguments) -> None:
     examples += [example for _, example in recall]
     probes = probe_set(sentences[:held_out], arguments.probe_rows, arguments.seed + 1)
 
-    corpus = [text for e in examples if e.group != "recall" for text in (e.source, e.target)]
-    tokenizer = MambaFormerTokenizer(tokenizer_object=train_tokenizer(corpus, vocab_size=arguments.vocab_size))
+    if arguments.initial_dir:
+        tokenizer = MambaFormerTokenizer.from_pretrained(Path(arguments.initial_dir) / "data" / "tokenizer")
+    else:
+        corpus = [text for e in examples if e.group != "recall" for text in (e.source, e.target)]
+        tokenizer = MambaFormerTokenizer(tokenizer_object=train_tokenizer(corpus, vocab_size=arguments.vocab_size))
     tokenizer.save_pretrained(folder / "tokenizer")
     limits = (arguments.max_source_tokens, arguments.max_target_tokens)
     store = TokenStore.write(folder / "train", examples, tokenizer, *limits)
@@ -181,6 +198,9 @@ def probe_set(sentences: list[str], each: int, seed: int) -> list[dict]:
 def build_expert(arguments: PretrainArguments, tokenizer) -> nn.Module:
     """A new `T5ForConditionalGeneration` (v1.1 form) or `MambaForCausalLM` of the tokenizer's vocabulary."""
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if arguments.initial_dir:
+        auto = AutoModelForSeq2SeqLM if arguments.expert == "et5" else AutoModelForCausalLM
+        return auto.from_pretrained(Path(arguments.initial_dir) / arguments.expert, dtype=torch.float32)
     if arguments.expert == "et5":
         model = T5ForConditionalGeneration(
             T5Config(
@@ -217,17 +237,19 @@ def build_expert(arguments: PretrainArguments, tokenizer) -> nn.Module:
             **ids,
         )
     )
+    # It has done its part: left on, transformers would divide the loaded weights again at every `from_pretrained`.
+    model.config.rescale_prenorm_residual = False
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.pad_token_id, **ids)
     return model
 
 
 def relative_rate(parameter: torch.Tensor, largest: float = 5.0) -> float:
-    """
-    Learning rate of a T5 tensor relative to that of one of initial root mean square 0.1, at most `largest`.
+    """Learning rate of a T5 tensor relative to that of one of initial root mean square 0.1, at most `largest`.
 
-    T5's initial tensors differ in size by a factor of a hundred (query projections 0.008, embeddings 1). Adafactor, with
-    which T5 was made, scales its steps by that size; Adam's steps do not, and at one rate for all would be too large
-    for the former and too small for the latter.
+    T5's initial tensors differ in size by a factor of a hundred (query projections 0.008, embeddings 1). Adafactor,
+    with which T5 was made, scales its steps by that size. Adam's steps are not scaled: at one rate for all tensors the
+    queries grow until each head attends to one token, whatever is asked, and the loss stays where a model without a
+    source would be.
     """
     size = float(parameter.detach().float().pow(2).mean().sqrt())
     return min(size / 0.1, largest)
@@ -240,10 +262,14 @@ class PretrainTrainer(Trainer):
     `min_lr_rate` of its peak.
     """
 
-    def __init__(self, *args, expert: str, sampler: MixtureBatchSampler, probe: ProbeCallback, min_lr_rate, **kwargs):
+    def __init__(
+        self, *args, expert: str, sampler: MixtureBatchSampler, probe: ProbeCallback, min_lr_rate: float,
+        first_tokens: int, first_weight: float, **kwargs,
+    ):  # fmt: skip
         super().__init__(*args, callbacks=[probe], **kwargs)
         self.expert, self.sampler, self.probe, self.min_lr_rate = expert, sampler, probe, min_lr_rate
         self.model_accepts_loss_kwargs = False
+        self.first_tokens, self.first_weight = first_tokens, first_weight
 
     def get_train_dataloader(self) -> DataLoader:
         loader = DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator)
@@ -273,7 +299,7 @@ class PretrainTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = pretraining_loss(model, self.expert, inputs)
+        loss = pretraining_loss(model, self.expert, inputs, self.first_tokens, self.first_weight)
         targets = int((inputs["labels"] != IGNORE).sum())
         fed = inputs["labels"].numel() if self.expert == "emamba" else 0  # these stand in the attention mask too
         self.probe.count(int(inputs["attention_mask"].sum()) - fed + targets)
@@ -330,6 +356,8 @@ def train(arguments: PretrainArguments) -> Path:
         sampler=sampler,
         probe=probe,
         min_lr_rate=arguments.min_lr_rate,
+        first_tokens=arguments.first_tokens,
+        first_weight=arguments.first_weight,
     )
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     log.write(

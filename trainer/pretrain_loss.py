@@ -40,21 +40,24 @@ def target_hidden(model: nn.Module, expert: str, batch: dict[str, torch.Tensor])
 
 
 class HeadCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy (nats) of `hidden @ weight.T` against `gold`, in float32; the logits exist once.
+    """Weighted mean cross-entropy (nats) of `hidden @ weight.T` against `gold`, in float32; the logits exist once.
 
-    Inputs: hidden (N, D), weight (V, D), gold (N,). The gradient is ready when forward returns, since it needs no
+    Inputs: hidden (N, D), weight (V, D), gold (N,), share (N,), each token's part of the mean, summing to 1. The gradient is ready when forward returns, since it needs no
     more than the probabilities that the loss needs too.
     """
 
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx, hidden: torch.Tensor, weight: torch.Tensor, gold: torch.Tensor, share: torch.Tensor
+    ) -> torch.Tensor:
         logits = (hidden @ weight.t()).float()  # (N, V)
         logits -= logits.amax(dim=1, keepdim=True)
         chosen = logits.gather(1, gold[:, None])  # (N, 1)
         total = logits.exp_().sum(dim=1, keepdim=True)  # (N, 1)
-        loss = (total.log() - chosen).mean()
-        logits /= total * len(gold)  # softmax / N
-        logits.scatter_add_(1, gold[:, None], torch.full_like(chosen, -1.0 / len(gold)))
+        share = share[:, None]  # (N, 1)
+        loss = ((total.log() - chosen) * share).sum()
+        logits *= share / total  # softmax times share
+        logits.scatter_add_(1, gold[:, None], -share)
         gradient = logits.to(weight.dtype)
         ctx.save_for_backward(gradient @ weight, gradient.t() @ hidden)
         return loss
@@ -62,13 +65,23 @@ class HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: torch.Tensor):
         for_hidden, for_weight = ctx.saved_tensors
-        return for_hidden * grad_output, for_weight * grad_output, None
+        return for_hidden * grad_output, for_weight * grad_output, None, None
 
 
-def pretraining_loss(model: nn.Module, expert: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean loss over the target tokens of a batch, with a graph; a scalar in float32."""
+def pretraining_loss(
+    model: nn.Module, expert: str, batch: dict[str, torch.Tensor], first_tokens: int = 0, first_weight: float = 1.0
+) -> torch.Tensor:
+    """
+    Weighted mean loss over the target tokens of a batch, with a graph; a scalar in float32.
+
+    The first `first_tokens` of each target weigh `first_weight`, the others 1: in an answer they say what it is about.
+    """
     hidden, gold = target_hidden(model, expert, batch)
-    return HeadCrossEntropy.apply(hidden, model.lm_head.weight, gold)
+    wanted = batch["labels"] != IGNORE  # (B, T)
+    weights = torch.ones(wanted.shape, device=gold.device)
+    weights[:, :first_tokens] = first_weight
+    share = weights[wanted] / weights[wanted].sum()  # (N,)
+    return HeadCrossEntropy.apply(hidden, model.lm_head.weight, gold, share)
 
 
 def fuse_activations(model: nn.Module) -> nn.Module:
