@@ -67,7 +67,7 @@ def training_sentences(data: Path = DATA, concepts_dir: Path = CONCEPTS) -> list
     """The distinct sentences of the training answers."""
     concepts, _ = load_concepts(concepts_dir)
     facts = {fact_id: sentence for concept in concepts for fact_id, sentence in concept.all_facts.items()}
-    used = {fact for row in load_dental_qa("train", data)["facts"] for fact in row}
+    used = {fact for row in load_dental_qa("train", data)[:]["facts"] for fact in row}
     return sorted({facts[fact] for fact in used if fact in facts})
 
 
@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="folder with medquad/")
     args = parser.parse_args(argv)
     try:
-        weights = log_odds(counts(training_sentences(args.data)), counts(medquad_texts(args.reference)))
+        general = counts(medquad_texts(args.reference))
+        weights = log_odds(counts(training_sentences(args.data)), general)
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -71,6 +71,9 @@ def compose_experts(
                 f"{name}={source!r} has model_type {configs[name].model_type!r}: give a checkpoint of one of "
                 f"{list(family)}."
             )
+    if getattr(configs["emamba"], "rescale_prenorm_residual", False):
+        # Made for initialisation, but transformers 5.23 divides the output projections by it again at every load.
+        configs["emamba"].rescale_prenorm_residual = False
     rows = configs["et5"].vocab_size
     if emamba_tokenizer is None and has_tokenizer(emamba, emamba_revision):
         emamba_tokenizer = load_tokenizer(emamba, emamba_revision, "emamba_tokenizer")
@@ -78,7 +81,9 @@ def compose_experts(
         tokenizer = load_tokenizer(et5, et5_revision, "tokenizer")
 
     with reading_weights(emamba):
-        emamba_model = AutoModelForCausalLM.from_pretrained(emamba, revision=emamba_revision, dtype=dtype)
+        emamba_model = AutoModelForCausalLM.from_pretrained(
+            emamba, revision=emamba_revision, dtype=dtype, config=configs["emamba"]
+        )
     check_finite(emamba_model, emamba)
     plan = None
     if emamba_tokenizer is not None:
@@ -134,7 +139,10 @@ def has_tokenizer(source: str, revision: str | None) -> bool:
     """Whether a tokenizer lies beside the checkpoint `source`."""
     if os.path.isdir(source):
         return os.path.exists(os.path.join(source, "tokenizer.json"))
-    return cached_file(source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False) is not None
+    return (
+        cached_file(source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+        is not None
+    )
 
 
 def portable_name(source: str) -> str:

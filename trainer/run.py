@@ -29,10 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or {"--help", "-h"} & set(argv):
         print_help(__doc__)
         return 0
+    from transformers import HfArgumentParser
+
     from mambaformer.trainer.arguments import MambaFormerTrainingArguments
     from mambaformer.trainer.run_arguments import RunArguments
-    from mambaformer.trainer.training_run import train
-    from transformers import HfArgumentParser
+    from mambaformer.trainer.training_run import load, train
 
     parser = HfArgumentParser([RunArguments, MambaFormerTrainingArguments])
     if "--help_all" in argv:
@@ -40,10 +41,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         run, training = parse(argv, parser)
-    except ValueError as error:
+        loaded = load(run, training)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = train(run, training)
+    report = train(run, training, loaded)
     first = next(iter(training.values()))
     if first.process_index == 0:
         folder = Path(first.output_dir).parent

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,7 +33,29 @@ FINISHED = "finished"
 """Folder of a stage's trained tensors once it is done."""
 
 
-def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments]) -> dict:
+@dataclass
+class Loaded:
+    """Model, shared tokenizer, and tokenised rows under `train`, `distil` and `validation`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: dict[str, Dataset]
+
+
+def load(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments]) -> Loaded:
+    """
+    Load or compose the model and read the data.
+
+    Raises:
+        ValueError, OSError: naming what is missing, unreadable or does not fit.
+    """
+    first = next(iter(stages.values()))
+    set_seed(first.seed)
+    model, tokenizer = load_model(run)
+    return Loaded(model, tokenizer, load_rows(run, tokenizer, first.seed))
+
+
+def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments], loaded: Loaded) -> dict:
     """
     Run all stages and write `model/` and `training_report.json` beside their folders.
 
@@ -43,10 +66,8 @@ def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments]) ->
     start = time.perf_counter()
     first = next(iter(stages.values()))
     folder = Path(first.output_dir).parent
-    set_seed(first.seed)
-    model, tokenizer = load_model(run)
+    model, tokenizer, rows = loaded.model, loaded.tokenizer, loaded.rows
     model.to(first.device)
-    rows = load_rows(run, tokenizer, first.seed)
     collator = Collator(tokenizer)
     report: dict = {"rows": {name: len(split) for name, split in rows.items()}, "stages": {}}
     if run.cost_table == "measure":
@@ -56,7 +77,6 @@ def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments]) ->
         report["stages"][name] = train_stage(name, args, model, tokenizer, rows, run.resume)
     if run.save_dtype is not None:  # round before calibrating: thresholds belong to the weights that are saved
         model.to(getattr(torch, run.save_dtype)).to(getattr(torch, run.dtype))
-    model.config.max_target_length = min(model.config.max_target_length, run.max_target_length)
     model.generation_config.max_new_tokens = run.max_target_length
     share = first.expert_budget or model.config.expert_budget
     batch_size = first.per_device_eval_batch_size
