@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 from . import contexts
@@ -235,4 +236,4 @@ def _numbered(rows: Iterator[Row]) -> Iterator[Row]:
     seen: Counter[str] = Counter()
     for row in rows:
         seen[row.id] += 1
-        yield Row(**{**row.as_dict(), "id": f"{row.id}.{seen[row.id]}", "facts": row.facts})
+        yield replace(row, id=f"{row.id}.{seen[row.id]}")

@@ -6,8 +6,9 @@ Nothing here reads files; `loading` does.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 #: Every aspect a concept may have, in the order in which an answer tells them.
@@ -64,7 +65,7 @@ class Concept:
     plural: bool
     aliases: tuple[str, ...]
     neighbour: str | None
-    facts: dict[str, tuple[str, ...]] = field(hash=False)
+    facts: dict[str, tuple[str, ...]] = dataclasses.field(hash=False)
 
     @property
     def aspects(self) -> list[str]:

@@ -102,8 +102,9 @@ def _register() -> None:
         ctx.save_for_backward(*inputs)
 
     def differentiate(ctx, grad_out):
-        grad_x, grad_weight, grad_bias = getattr(torch.ops.mambaformer, BACKWARD)(grad_out, *ctx.saved_tensors)
-        return grad_x, grad_weight, None if ctx.saved_tensors[2] is None else grad_bias
+        saved = ctx.saved_tensors  # once: gradient checkpointing recomputes them and lets them go
+        grad_x, grad_weight, grad_bias = getattr(torch.ops.mambaformer, BACKWARD)(grad_out, *saved)
+        return grad_x, grad_weight, None if saved[2] is None else grad_bias
 
     forward.register_fake(fake_forward)
     backward.register_fake(_empty_gradients)

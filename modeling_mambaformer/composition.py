@@ -23,6 +23,9 @@ from .checkpoint_loading import check_finite, reading_weights
 from .mamba_mixer import use_selective_scan
 from .router import SequenceGate, TokenRouter
 
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+"""Any of these holds a tokenizer's vocabulary."""
+
 
 def compose_experts(
     cls: type[PreTrainedModel],
@@ -65,7 +68,13 @@ def compose_experts(
         ("et5", et5, et5_revision, T5_FAMILY),
         ("emamba", emamba, emamba_revision, MAMBA_FAMILY),
     ):
-        configs[name] = AutoConfig.from_pretrained(source, revision=revision)
+        try:
+            configs[name] = AutoConfig.from_pretrained(source, revision=revision)
+        except OSError as error:
+            raise OSError(
+                f"{name}={source!r} is neither a folder with a config.json nor a checkpoint that could be fetched "
+                f"from the Hub: check the spelling and the connection ({error})."
+            ) from error
         if configs[name].model_type not in family:
             raise ValueError(
                 f"{name}={source!r} has model_type {configs[name].model_type!r}: give a checkpoint of one of "
@@ -91,13 +100,14 @@ def compose_experts(
         transfer_vocabulary(emamba_model, plan)
     elif emamba_model.config.vocab_size != rows:
         raise ValueError(
-            f"emamba={emamba!r} has {emamba_model.config.vocab_size} vocabulary rows, the shared vocabulary {rows}, and "
-            "no tokenizer lies beside EMamba's checkpoint: pass emamba_tokenizer=…"
+            f"emamba={emamba!r} has {emamba_model.config.vocab_size} vocabulary rows, the shared vocabulary {rows}, "
+            "and no tokenizer lies beside EMamba's checkpoint: pass emamba_tokenizer=…"
         )
     with reading_weights(et5):
         et5_model = AutoModelForSeq2SeqLM.from_pretrained(et5, revision=et5_revision, dtype=dtype)
     check_finite(et5_model, et5)
 
+    et5_model.config._name_or_path, emamba_model.config._name_or_path = portable_name(et5), portable_name(emamba)
     eos = et5_model.config.eos_token_id
     pad = et5_model.config.pad_token_id
     start = et5_model.config.decoder_start_token_id
@@ -127,21 +137,23 @@ def compose_experts(
 
 def load_tokenizer(source: str, revision: str | None, argument: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside the checkpoint `source`; `ValueError` naming `argument` where there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"No tokenizer could be read beside {source!r} ({type(error).__name__}): save one there or pass {argument}=…"
-        ) from error
+    cause = None
+    if has_tokenizer(source, revision):  # without its files transformers would make up an empty one
+        try:
+            return AutoTokenizer.from_pretrained(source, revision=revision)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            cause = error
+    reason = "" if cause is None else f" ({type(cause).__name__})"
+    raise ValueError(
+        f"No tokenizer could be read beside {source!r}{reason}: save one there or pass {argument}=…"
+    ) from cause
 
 
 def has_tokenizer(source: str, revision: str | None) -> bool:
     """Whether a tokenizer lies beside the checkpoint `source`."""
-    if os.path.isdir(source):
-        return os.path.exists(os.path.join(source, "tokenizer.json"))
-    return (
-        cached_file(source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-        is not None
+    return any(
+        cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False) is not None
+        for name in TOKENIZER_FILES
     )
 
 

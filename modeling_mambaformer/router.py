@@ -64,7 +64,9 @@ class TokenRouter(nn.Module):
         width = sum(FEATURE_GROUPS[name].width(config.router_rank) for name in self.groups)
         self.hidden_proj = nn.Linear(config.emamba.hidden_size, config.router_rank, bias=False)
         self.feature_proj = nn.Linear(width, config.router_hidden_size)
-        self.past_proj = nn.Linear(FEATURE_GROUPS["past"].width(config.router_rank), config.router_hidden_size, bias=False)
+        self.past_proj = nn.Linear(
+            FEATURE_GROUPS["past"].width(config.router_rank), config.router_hidden_size, bias=False
+        )
         self.act = nn.GELU()
         self.score = nn.Linear(config.router_hidden_size, 1)
         self.register_buffer("domain_weight", torch.zeros(config.vocab_size), persistent=True)
@@ -79,7 +81,8 @@ class TokenRouter(nn.Module):
     def margin(self, encoded: torch.Tensor, previous: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
         """Margins `(...)` from `encoded` `(..., H)`, the previous choices and the gaps, both `(...)`."""
         if self.uses_past:
-            encoded = encoded + self.past_proj(past_features(previous, gap, self.max_target_length))
+            past = past_features(previous, gap, self.max_target_length).to(encoded.dtype)
+            encoded = encoded + self.past_proj(past)
         return self.score(self.act(encoded)).squeeze(-1)
 
     @torch.no_grad()

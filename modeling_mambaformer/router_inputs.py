@@ -21,15 +21,15 @@ def source_scalars(
     """Normalised length and mean domain weight of each source, both `(B,)` float."""
     mask = sources.attention_mask
     lengths = mask.sum(-1)  # (B,)
-    weights = router.domain_weight[sources.input_ids] * mask  # (B, S)
+    weights = router.domain_weight[sources.input_ids].float() * mask  # (B, S)
     return lengths / config.max_source_length, weights.sum(-1) / lengths
 
 
 def first_state(emamba: PreTrainedModel, router: TokenRouter, sources: Sources) -> RouterState:
     """The router's state before the first decoder position of each source, B rows."""
     mask = sources.attention_mask
-    embeddings = emamba.get_input_embeddings()(sources.input_ids).detach()  # (B, S, D)
-    zeros = router.domain_weight.new_zeros(mask.shape[0])
+    embeddings = emamba.get_input_embeddings()(sources.input_ids).detach().float()  # (B, S, D)
+    zeros = mask.new_zeros(mask.shape[0], dtype=torch.float32)
     return RouterState(
         previous=zeros,
         since=mask.new_zeros(mask.shape[0]),
@@ -61,17 +61,17 @@ def router_inputs(
     """
     dtype = router.hidden_proj.weight.dtype
     steps = torch.arange(ids.shape[1], device=ids.device)  # (T,)
-    embeddings = emamba.get_input_embeddings()(ids).detach()  # (B, T, D)
+    embeddings = emamba.get_input_embeddings()(ids).detach().float()  # (B, T, D)
     before = state.embedding_sum[:, None] + embeddings.cumsum(1) - embeddings  # (B, T, D)
     mean = before / (state.seen[:, None, None] + steps[:, None])  # (B, T, D), of the context before each token
-    weights = router.domain_weight[ids]  # (B, T)
+    weights = router.domain_weight[ids].float()  # (B, T)
     position = state.position + steps
     entropy, top_probability = distribution_scalars(logits.detach())
     inputs = RouterInputs(
         projected=router.hidden_proj(hidden.detach().to(dtype)),
         entropy=entropy.to(dtype),
         top_probability=top_probability.to(dtype),
-        embedding_distance=(1 - F.cosine_similarity(embeddings.float(), mean.float(), dim=-1)).to(dtype),
+        embedding_distance=(1 - F.cosine_similarity(embeddings, mean, dim=-1)).to(dtype),
         source_length=scalars[0].to(dtype),
         position=(position / config.max_target_length).to(dtype),
         token_domain=weights.to(dtype),

@@ -132,10 +132,11 @@ def _register() -> None:
     inputs = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
     forward = torch.library.custom_op(
         f"mambaformer::{FORWARD}",
-        lambda *args: native_forward(*args, save_checkpoints=True),
+        native_forward,
         mutates_args=(),
         device_types="cpu",
-        schema=f"({inputs}, Tensor? initial_state, bool delta_softplus) -> (Tensor, Tensor, Tensor)",
+        schema=f"({inputs}, Tensor? initial_state, bool delta_softplus, bool save_checkpoints) -> "
+        "(Tensor, Tensor, Tensor)",
     )
     backward = torch.library.custom_op(
         f"mambaformer::{BACKWARD}",
@@ -146,20 +147,16 @@ def _register() -> None:
         f"({', '.join(['Tensor'] * 9)})",
     )
 
-    def fake_forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus):
+    def fake_forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, save_checkpoints):
         (batch, length, dim), state = u.shape, A.shape[1]
-        chunks = (length + CHUNK - 1) // CHUNK
-        return (
-            torch.empty_like(u, memory_format=torch.contiguous_format),
-            u.new_empty(batch, dim, state),
-            u.new_empty(batch, chunks, state, dim),
-        )
+        saved = (batch, (length + CHUNK - 1) // CHUNK, state, dim) if save_checkpoints else (0,)
+        return u.new_empty(batch, length, dim), u.new_empty(batch, dim, state), u.new_empty(saved)
 
     def fake_backward(grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus):
         return _empty_gradients(u, A, B, D, z, delta_bias)
 
     def setup_context(ctx, inputs, output):
-        *tensors, initial_state, delta_softplus = inputs
+        *tensors, initial_state, delta_softplus, _ = inputs
         ctx.save_for_backward(*tensors, output[2])
         ctx.delta_softplus = delta_softplus
         ctx.has_initial_state = initial_state is not None
@@ -169,7 +166,7 @@ def _register() -> None:
         operator = getattr(torch.ops.mambaformer, BACKWARD)
         gradients = list(operator(grad_out, grad_last_state, *tensors, checkpoints, ctx.delta_softplus))
         present = [tensor is not None for tensor in tensors] + [ctx.has_initial_state]
-        return *(gradient if here else None for gradient, here in zip(gradients, present, strict=True)), None
+        return *(gradient if here else None for gradient, here in zip(gradients, present, strict=True)), None, None
 
     forward.register_fake(fake_forward)
     backward.register_fake(fake_backward)
@@ -194,5 +191,7 @@ def native_selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """Output `(B, L, D)` and last state `(B, D, N)`, differentiable once with respect to every tensor."""
     operator = getattr(torch.ops.mambaformer, FORWARD)
-    out, last_state, _ = operator(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    out, last_state, _ = operator(*tensors, delta_softplus, differentiable)
     return out, last_state

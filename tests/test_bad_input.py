@@ -42,11 +42,11 @@ BAD_SOURCES = {
     ),
     "negative": (lambda b: {**b, "input_ids": b["input_ids"] - 5}, "the id -5, outside the vocabulary"),
     "embeddings": (lambda b: {**b, "input_ids": torch.randn(4, 11)}, "torch.float32: give token ids"),
-    "mask too short": (
+    "short mask": (
         lambda b: {**b, "attention_mask": b["attention_mask"][:, 1:]},
         r"\(4, 10\) but input_ids \(4, 11\)",
     ),
-    "mask of fewer rows": (
+    "low mask": (
         lambda b: {**b, "attention_mask": b["attention_mask"][:2]},
         r"\(2, 11\) but input_ids \(4, 11\)",
     ),
@@ -131,12 +131,11 @@ def test_longer_than_the_configured_maximum(mixed, routing):
     mixed.config.max_source_length, mixed.config.max_target_length = 8, 4
     try:
         source = random_batch([40, 25], seed=3)
-        answers = mixed.generate(**source, max_new_tokens=9, eos_token_id=None, routing=routing)
+        options = {"max_new_tokens": 9, "eos_token_id": None, "routing": routing}
+        answers = mixed.generate(**source, **options)
         assert answers.shape == (2, 10)
         shorter = {name: value[:, :24] for name, value in source.items()}
-        assert not torch.equal(
-            mixed.generate(**shorter, max_new_tokens=9, eos_token_id=None, routing=routing), answers
-        )
+        assert not torch.equal(mixed.generate(**shorter, **options), answers)
     finally:
         mixed.config.max_source_length, mixed.config.max_target_length = 512, 128
 
@@ -146,9 +145,8 @@ def test_unusual_but_right(mixed, batch):
     """One token, other integer and mask types, and a mask with holes are all sources."""
     expected = called(mixed, "generate", batch)
     for mask_type in (torch.bool, torch.float32, torch.int32):
-        assert torch.equal(
-            called(mixed, "generate", {**batch, "attention_mask": batch["attention_mask"].to(mask_type)}), expected
-        )
+        retyped = {**batch, "attention_mask": batch["attention_mask"].to(mask_type)}
+        assert torch.equal(called(mixed, "generate", retyped), expected)
     assert torch.equal(called(mixed, "generate", {**batch, "input_ids": batch["input_ids"].int()}), expected)
     one = {"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 1, dtype=torch.long)}
     assert called(mixed, "generate", one).shape[0] == 1

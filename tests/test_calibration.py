@@ -29,14 +29,14 @@ COSTS = {"pass": 2.0, "token": 0.1, "encoder": 4.0, "emamba": 1.0}
 
 @pytest.fixture(scope="module")
 def rows() -> Dataset:
-    """48 tokenised rows."""
-    return tokenize_qa(Dataset.from_list(tiny_rows(48)), TOKENIZER, 48, 16)
+    """32 tokenised rows."""
+    return tokenize_qa(Dataset.from_list(tiny_rows(32)), TOKENIZER, 48, 16)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3])
-def test_share_of_generated_answers_meets_the_budget(model, rows, share):
+def test_share_of_generated_answers_meets_the_budget(model, rows):
+    share = 0.2
     report = calibrate(model, rows, Collator(TOKENIZER), share, batch_size=16, gate=False, max_new_tokens=16, rounds=4)
-    assert report["tokens"] > 200
+    assert report["tokens"] > 150
     assert report["share"] == pytest.approx(share, abs=0.25 * share)
     config = model.config
     assert config.expert_budget == share and config.router_threshold == report["router_threshold"]
@@ -87,13 +87,10 @@ def test_router_pass_runs_no_et5(model, rows):
 
 def test_gate_closes_where_et5_gains_nothing(model, rows):
     collator = Collator(TOKENIZER)
-    gold, deltas = unroll_gold(model, add_utilities(model, rows, collator, 16), collator, 16)
+    gold, delta = unroll_gold(model, add_utilities(model, rows, collator, 16), collator, 16)
     # ET5 helps in the sequences whose gate is above its median, and nowhere else.
-    median = torch.cat([p.gate_logit for p in gold.passes]).median()
-    helped = [
-        torch.where(p.gate_logit[:, None] > median, 1.0, -1.0).expand_as(d)
-        for p, d in zip(gold.passes, deltas, strict=True)
-    ]  # noqa: E501
+    median = gold.gate_logit.median()
+    helped = torch.where(gold.gate_logit[:, None] > median, 1.0, -1.0).expand_as(delta)
     costs = CallCosts.from_table(COSTS, 0.1, 6)
     threshold, table = choose_gate(model, gold, helped, 0.1, costs)
     assert threshold is not None and threshold >= float(median) - 1e-6
@@ -104,9 +101,8 @@ def test_gate_closes_where_et5_gains_nothing(model, rows):
 
 def test_gate_stays_open_where_et5_never_helps(model, rows):
     collator = Collator(TOKENIZER)
-    gold, deltas = unroll_gold(model, add_utilities(model, rows, collator, 16), collator, 16)
-    harmful = [torch.full_like(delta, -1.0) for delta in deltas]
-    assert choose_gate(model, gold, harmful, 0.1, CallCosts.from_table(COSTS, 0.1, 6))[0] is None
+    gold, delta = unroll_gold(model, add_utilities(model, rows, collator, 16), collator, 16)
+    assert choose_gate(model, gold, torch.full_like(delta, -1.0), 0.1, CallCosts.from_table(COSTS, 0.1, 6))[0] is None
 
 
 def test_calibrated_gate_is_obeyed_by_generate(model, rows):
@@ -114,6 +110,7 @@ def test_calibrated_gate_is_obeyed_by_generate(model, rows):
     report = calibrate(model, rows, Collator(TOKENIZER), 0.2, batch_size=16, max_new_tokens=12)
     assert len(report["gate_candidates"]) == 10
     assert report["share"] == pytest.approx(0.2, abs=0.07)
+    assert len(rows) == report["questions"]
     model.config.gate_threshold = 1e9
     batch = Collator(TOKENIZER)([rows[i] for i in range(4)])
     result = model.generate(

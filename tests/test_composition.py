@@ -136,11 +136,9 @@ def assert_reloads(model, folder: Path, **options) -> MambaFormerForConditionalG
             before, after = (
                 m(**batch, decoder_input_ids=ids, routing=routing, use_cache=False).logits for m in (model, again)
             )
-        assert torch.equal(before, after)
-        before, after = (
-            m.generate(**batch, routing=routing, max_new_tokens=6, return_dict_in_generate=True)
-            for m in (model, again)
-        )
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+        options = {"routing": routing, "max_new_tokens": 6, "return_dict_in_generate": True}
+        before, after = (m.generate(**batch, **options) for m in (model, again))
         assert torch.equal(before.sequences, after.sequences)
         assert torch.equal(before.route_trace.expert, after.route_trace.expert)
     return again
@@ -220,7 +218,7 @@ def test_resizing(saved, tmp_path):
 @pytest.mark.parametrize("source", ["nobody/no-such-checkpoint", "./no/such/folder"])
 def test_unknown_checkpoint(et5_folder, emamba_folder, name, source):
     experts = {"et5": str(et5_folder), "emamba": str(emamba_folder), name: source}
-    with pytest.raises((OSError, ValueError), match="no.such"):
+    with pytest.raises((OSError, ValueError), match=f"{name}='.*no.such.*' is neither a folder"):
         compose(**experts)
 
 

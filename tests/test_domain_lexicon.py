@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from mambaformer.tokenizer.domain_lexicon import domain_log_odds, domain_weights
 from mambaformer.tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 from mambaformer.trainer.train_tokenizer import train_tokenizer

@@ -274,7 +274,7 @@ def test_operator_is_registered_properly(absent):
         for name, x in inputs.items()
     ]
     operator = getattr(torch.ops.mambaformer, selective_scan_native.FORWARD).default
-    report = torch.library.opcheck(operator, (*channels_last, True))
+    report = torch.library.opcheck(operator, (*channels_last, True, True))
     assert set(report.values()) == {"SUCCESS"}, report
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from mambaformer.tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 from mambaformer.tokenizer.vocabulary_transfer import unspellable
 from mambaformer.trainer.train_tokenizer import SMALLEST_VOCABULARY, main, train_tokenizer

@@ -110,7 +110,7 @@ def test_merged_model_equals_the_adapted_one(model, rows, tmp_path, batch):
     with torch.no_grad():
         plain = merged(**batch, labels=labels, routing="soft", output_experts=True, use_cache=False)
     for name in ("logits", "et5_logits", "emamba_logits", "margin"):
-        torch.testing.assert_close(plain[name], adapted[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(plain[name], adapted[name], rtol=1e-3, atol=1e-3)
 
 
 def test_embeddings_train_in_full_when_named(model, rows, tmp_path):

@@ -38,7 +38,7 @@ def tiny_et5(kind: str = "v1.1", seed: int = 0, encoder_layers: int = 2, decoder
         model.decoder.final_layer_norm.weight.mul_(4 if kind != "v1.0" else 4 * 32**0.5)
         if kind == "untied":
             model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, 32) / 4)
-        model.lm_head.weight[END] = 0  # the end is hardly ever the likeliest
+        model.lm_head.weight[END] *= 0.1  # the end is hardly ever the likeliest
     return model
 
 
@@ -65,7 +65,7 @@ def tiny_emamba(seed: int = 0, layers: int = 2, vocab: int = VOCAB, tied: bool =
         model.backbone.norm_f.weight.mul_(25)
         if not tied:
             model.lm_head.weight.normal_(std=0.02)
-        model.lm_head.weight[END] = 0  # the end is hardly ever the likeliest
+        model.lm_head.weight[END] *= 0.1  # the end is hardly ever the likeliest
     return model
 
 

@@ -64,7 +64,7 @@ class RunArguments:
     )
     calibrate: bool = field(default=True, metadata={"help": "Set thresholds on validation answers at the end."})
     calibrate_gate: bool = field(default=True, metadata={"help": "Set the sequence gate too."})
-    calibration_rounds: int = field(default=3, metadata={"help": "At most so many generations to find the threshold."})
+    calibration_rounds: int = field(default=4, metadata={"help": "At most so many generations to find the threshold."})
     score_samples: int = field(default=128, metadata={"help": "Answer and score so many validation rows at the end."})
     bert_score_model: str | None = field(default=None, metadata={"help": "Encoder for BERTScore; default: none."})
     bert_score_layers: int | None = field(
