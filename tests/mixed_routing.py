@@ -21,7 +21,7 @@ def mixed_model(et5_folder, emamba_folder, seed: int = 3, **fields) -> MambaForm
     )
     with torch.no_grad():
         model.router.score.weight.mul_(8)
-        model.router.hidden_proj.weight.mul_(4)
+        model.router.hidden_proj.weight.mul_(0.04)  # as large as the other features
         model.router.domain_weight.normal_()
         batch = random_batch([9, 4, 12, 6, 7, 3], seed=seed)
         output = model(**batch, decoder_input_ids=random_targets(6, 12), routing="soft", use_cache=False)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixed_routing import EMAMBA, ENDED, ET5, after_end, mixed_model, random_targets, row_alone
-from tiny_experts import VOCAB, random_batch
+from tiny_experts import VOCAB, random_batch, tiny_et5
 from transformers import GenerationConfig, MambaForCausalLM, StoppingCriteria, T5ForConditionalGeneration
 from transformers.generation.streamers import BaseStreamer
 
@@ -291,11 +291,11 @@ OTHER_MODES = {
 
 
 @pytest.mark.parametrize("options", OTHER_MODES.values(), ids=OTHER_MODES.keys())
-def test_other_modes(mixed, batch, et5_folder, options):
+def test_other_modes(mixed, batch, options):
     """Modes that transformers keeps elsewhere, or refuses for models with a state, end in a clear error."""
     alone = row_alone(batch, 0)
     try:
-        T5ForConditionalGeneration.from_pretrained(et5_folder).generate(**alone, max_new_tokens=3, **options)
+        tiny_et5(decoder_layers=2).generate(**alone, max_new_tokens=3, **options)
     except (ValueError, OSError, ImportError) as error:
         pytest.skip(f"transformers cannot do this offline: {type(error).__name__}")
     with pytest.raises(ValueError, match="stateful|not supported"):
