@@ -17,8 +17,9 @@ import time
 import torch
 from transformers import AutoTokenizer
 
-from ..dental_qa.dataset import load_dental_qa
 from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
+
+from ..dental_qa.dataset import load_dental_qa
 from ..trainer.metrics import token_f1
 from .machine import write_result
 
@@ -65,7 +66,9 @@ def main() -> None:
                     share = float(trace.et5_share()[0])
                     kept.append({"question": row["question"], "gold": row["answer"], "answer": answer, "share": share})
     for item in kept:
-        print(f"Q: {item['question']}\nA: {item['answer']}\n   gold: {item['gold']}\n   ET5 share {item['share']:.3f}\n")
+        print(
+            f"Q: {item['question']}\nA: {item['answer']}\n   gold: {item['gold']}\n   ET5 share {item['share']:.3f}\n"
+        )
     result = {
         "split": arguments.split,
         "rows": len(rows),

@@ -41,7 +41,8 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
         router_threshold (`float`): a token goes to ET5 where its margin exceeds this (calibrated after training).
         threshold_table (`list[list[float]]`, *optional*): pairs `[share, threshold]`, ascending in the share, as
             measured on validation generations; it lets a call ask for another budget.
-        gate_threshold (`float`, *optional*): the sequence gate opens where its logit exceeds this; `None`: always open.
+        gate_threshold (`float`, *optional*): the sequence gate opens where its logit exceeds this;
+            `None`: always open.
         merger (`str`): how a routed token's two distributions are merged: `select`, `mix` or `complement`.
         complement_weight (`float`): kappa of the `complement` merger.
         routing (`str`): the default of a call's `routing`: `auto`, `et5`, `emamba` or `soft`.
@@ -88,6 +89,11 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
         if self.et5 is None and self.emamba is None:  # the library's own defaults disagree on the vocabulary's size
             self.et5 = {"model_type": "t5", "vocab_size": 32128}
             self.emamba = {"model_type": "mamba", "vocab_size": 32128}
+        for name in ("et5", "emamba"):
+            if not isinstance(getattr(self, name), (dict, PreTrainedConfig, type(None))):
+                raise ValueError(
+                    f"MambaFormerConfig.{name} is {getattr(self, name)!r}: give a configuration or its fields."
+                )
         if self.router_features is None:
             self.router_features = ["complexity", "length", "domain", "past"]
         super().__post_init__(**kwargs)
@@ -109,8 +115,8 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
         """
         Margin above which a token is routed so that ET5 writes about `budget` of all tokens.
 
-        Interpolates linearly in `threshold_table`; outside the measured shares the nearest entry holds, and a budget of
-        1 or more needs no threshold. Without a table (a router that was never calibrated) it is `router_threshold`.
+        Interpolates linearly in `threshold_table`; outside the measured shares the nearest entry holds, and a budget
+        of 1 or more needs no threshold. Without a table (a router that was never calibrated) it is `router_threshold`.
         """
         if budget >= 1:
             return float("-inf")
@@ -141,7 +147,7 @@ def check_fields(config: MambaFormerConfig) -> None:
         model_type = getattr(config, name).model_type
         if model_type not in family:
             raise ValueError(
-                f"MambaFormerConfig.{name} has model_type {model_type!r}: choose a checkpoint of one of {list(family)}."
+                f"MambaFormerConfig.{name} has model_type {model_type!r}: choose a checkpoint of {list(family)}."
             )
     if config.et5.vocab_size != config.emamba.vocab_size:
         raise ValueError(

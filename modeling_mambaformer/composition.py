@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -89,11 +90,7 @@ def compose_experts(
     if tokenizer is None and emamba_tokenizer is not None:
         tokenizer = load_tokenizer(et5, et5_revision, "tokenizer")
 
-    with reading_weights(emamba):
-        emamba_model = AutoModelForCausalLM.from_pretrained(
-            emamba, revision=emamba_revision, dtype=dtype, config=configs["emamba"]
-        )
-    check_finite(emamba_model, emamba)
+    emamba_model = load_expert(AutoModelForCausalLM, emamba, emamba_revision, dtype, configs["emamba"])
     plan = None
     if emamba_tokenizer is not None:
         plan = plan_transfer(emamba_tokenizer, tokenizer, rows)
@@ -103,9 +100,7 @@ def compose_experts(
             f"emamba={emamba!r} has {emamba_model.config.vocab_size} vocabulary rows, the shared vocabulary {rows}, "
             "and no tokenizer lies beside EMamba's checkpoint: pass emamba_tokenizer=…"
         )
-    with reading_weights(et5):
-        et5_model = AutoModelForSeq2SeqLM.from_pretrained(et5, revision=et5_revision, dtype=dtype)
-    check_finite(et5_model, et5)
+    et5_model = load_expert(AutoModelForSeq2SeqLM, et5, et5_revision, dtype, configs["et5"])
 
     et5_model.config._name_or_path, emamba_model.config._name_or_path = portable_name(et5), portable_name(emamba)
     eos = et5_model.config.eos_token_id
@@ -133,6 +128,28 @@ def compose_experts(
     model.generation_config.max_new_tokens = config.max_target_length
     model.vocabulary_report = None if plan is None else plan.describe()
     return model.eval()
+
+
+def load_expert(
+    auto_class: type, source: str, revision: str | None, dtype: torch.dtype, config: PreTrainedConfig
+) -> PreTrainedModel:
+    """
+    The checkpoint `source`, whole and finite.
+
+    Raises:
+        ValueError: naming the weights that are missing, which transformers would fill at random, or not finite.
+    """
+    with reading_weights(source):
+        model, info = auto_class.from_pretrained(
+            source, revision=revision, dtype=dtype, config=config, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"{source!r} lacks {len(missing)} weights, the first {missing[0]!r}: fetch or save the checkpoint again."
+        )
+    check_finite(model, source)
+    return model
 
 
 def load_tokenizer(source: str, revision: str | None, argument: str) -> PreTrainedTokenizerBase:

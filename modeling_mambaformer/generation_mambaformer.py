@@ -2,8 +2,8 @@
 """
 How transformers' `generate` drives a MambaFormer.
 
-Sampling, beams, streaming, stopping and processors are transformers' own. The hooks below keep ET5's encoder from being
-run ahead of need, put one cache under `past_key_values`, and attach the route trace to the result.
+Sampling, beams, streaming, stopping and processors are transformers' own. The hooks below keep ET5's encoder from
+being run ahead of need, put one cache under `past_key_values`, and attach the route trace to the result.
 """
 
 from __future__ import annotations

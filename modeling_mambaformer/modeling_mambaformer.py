@@ -2,8 +2,8 @@
 """
 MambaFormer: a pretrained T5 and a pretrained Mamba that share one vocabulary and one answer (arXiv 2601.01260).
 
-EMamba carries the state and is run for every token; ET5 is asked only for the tokens that the router sends it, and then
-catches up on those it skipped in one decoder pass. This file composes the parts; each part has a file of its own.
+EMamba carries the state and is run for every token; ET5 is asked only for the tokens that the router sends it, and
+then catches up on those it skipped in one decoder pass. This file composes the parts; each part has a file of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _is_stateful = True
-    _no_split_modules = ["T5Block", "MambaBlock", "TokenRouter", "SequenceGate"]
+    _no_split_modules = ["TokenRouter", "SequenceGate"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args, **kwargs) -> MambaFormerPreTrainedModel:
@@ -67,6 +67,7 @@ class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
         """
         return False
 
+    # trf-ignore: TRF018
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -81,7 +82,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
     """
     Two language models, one answer, a router between them.
 
-    `model.et5` and `model.emamba` are transformers' own classes, whose checkpoints keep their keys under these prefixes.
+    `model.et5` and `model.emamba` are transformers' own classes; their checkpoints' keys stand under these prefixes.
 
     Example::
 
@@ -166,8 +167,8 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         Args:
             input_ids, attention_mask: `(B, S)` long, the source, padded on either side; not needed with
                 `past_key_values`.
-            decoder_input_ids: `(B, T)` long, starting with `config.decoder_start_token_id`; with `past_key_values` only
-                those that it has not seen. Made from `labels` when absent.
+            decoder_input_ids: `(B, T)` long, starting with `config.decoder_start_token_id`; with `past_key_values`
+                only those that it has not seen. Made from `labels` when absent.
             decoder_attention_mask: `(B, T)`, zeros on padded targets; not with a cache.
             encoder_outputs: ET5's encoder states `(B, S, D)` first, where the caller already has them.
             labels: `(B, T)` long, -100 is ignored, not shifted here.
@@ -253,7 +254,11 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         if bool(asked.any()):
             rows = asked.nonzero().flatten()  # (R,)
             said, states = decode_together(self.et5, sources, rows, ids, mask, keep, states)  # (R, K, V)
-            et5_logits = said if rows.numel() == len(ids) else said.new_zeros(len(ids), *said.shape[1:]).index_copy(0, rows, said)
+            et5_logits = (
+                said
+                if rows.numel() == len(ids)
+                else said.new_zeros(len(ids), *said.shape[1:]).index_copy(0, rows, said)
+            )
         logits, trace = merge_experts(self, request, choice, et5_logits, keep)
         trace.et5_passes, trace.et5_tokens, trace.encoder_calls = calls, calls * ids.shape[1], encoder_calls
         output = MambaFormerOutput(logits=logits, route_trace=trace, gate_logit=gate_logit, margin=choice.margin)
@@ -276,9 +281,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
                 self._read_source(cache)
             hidden = read_on(self.emamba, cache.emamba, ids)  # (B, T, D)
         gate_logit = None if cache.gate_logit is None else cache.gate_logit[cache.et5.row_source]  # (B,)
-        choice = choose(
-            self, request, ids, cache.ended(ids), hidden, cache.router, cache.row_scalars(), gate_logit
-        )
+        choice = choose(self, request, ids, cache.ended(ids), hidden, cache.router, cache.row_scalars(), gate_logit)
         cache.router = choice.state
         cache.decoder_ids = torch.cat([cache.decoder_ids, ids], dim=1)  # (B, t + T)
         keep = keep or ids.shape[1]

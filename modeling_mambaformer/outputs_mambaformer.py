@@ -52,8 +52,8 @@ class MambaFormerOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor`, *optional*): mean cross-entropy of the merged logits, in nats a token.
-        logits (`torch.FloatTensor` of shape `(batch, kept, vocab)`): the merged prediction. Where a single expert speaks
-            these are its own logits, otherwise log-probabilities.
+        logits (`torch.FloatTensor` of shape `(batch, kept, vocab)`): the merged prediction. Where a single expert
+            speaks these are its own logits, otherwise log-probabilities.
         past_key_values (`MambaFormerCache`, *optional*): returned with `use_cache=True`.
         route_trace (`RouteTrace`): of the positions in `logits`.
         margin (`torch.FloatTensor` of shape `(batch, positions)`): the router's margins, differentiable.

@@ -302,7 +302,14 @@ def test_missing_and_misshapen_and_nan_weights(refuse, broken):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("merger", "average"), ("expert_budget", 3), ("router_rank", 0), ("max_source_length", -1), ("routing", "t5")],
+    [
+        ("merger", "average"),
+        ("expert_budget", 3),
+        ("router_rank", 0),
+        ("max_source_length", -1),
+        ("routing", "t5"),
+        ("et5", 5),
+    ],
 )
 def test_config_with_impossible_values(refuse, broken, field, value):
     edit_json(broken / "config.json", **{field: value})

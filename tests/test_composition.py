@@ -330,3 +330,13 @@ def test_tokenizer_fixtures_load_by_auto(tmp_path):
     for tokenizer in (shared_tokenizer(), own_tokenizer()):
         tokenizer.save_pretrained(tmp_path)
         assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
+def test_missing_weights_are_named(tmp_path, et5_folder, emamba_folder):
+    folder = tmp_path / "partial"
+    shutil.copytree(emamba_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["backbone.layers.0.mixer.in_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights.*mixer.in_proj.weight"):
+        MambaFormerForConditionalGeneration.from_experts_pretrained(str(et5_folder), str(folder))

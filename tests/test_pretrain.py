@@ -243,12 +243,26 @@ def test_head_cross_entropy_is_cross_entropy():
     torch.manual_seed(0)
     hidden, weight = torch.randn(6, 5, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64)
     gold = torch.tensor([0, 8, 3, 3, 1, 7])
+    share = torch.full((6,), 1 / 6)
     hidden, weight = hidden.float().requires_grad_(), weight.float().requires_grad_()
-    ours = torch.autograd.grad(2 * HeadCrossEntropy.apply(hidden, weight, gold), (hidden, weight))
+    ours = torch.autograd.grad(2 * HeadCrossEntropy.apply(hidden, weight, gold, share), (hidden, weight))
     plain = torch.nn.functional.cross_entropy(hidden @ weight.t(), gold)
     theirs = torch.autograd.grad(2 * plain, (hidden, weight))
-    torch.testing.assert_close(HeadCrossEntropy.apply(hidden, weight, gold), plain)
+    torch.testing.assert_close(HeadCrossEntropy.apply(hidden, weight, gold, share), plain)
     torch.testing.assert_close(ours, theirs)
+
+
+def test_first_tokens_weigh_more_where_asked(arguments):
+    model = build(arguments, "et5").eval()
+    store = TokenStore(arguments.data_dir / "train")
+    batch = collate_et5([store[i] for i in (0, 40)])
+    logits = model(**batch).logits  # (B, T, V)
+    wanted = batch["labels"] != -100
+    each = torch.nn.functional.cross_entropy(logits[wanted], batch["labels"][wanted], reduction="none")
+    weights = torch.ones(wanted.shape)
+    weights[:, :2] = 5.0
+    expected = (each * weights[wanted]).sum() / weights[wanted].sum()
+    torch.testing.assert_close(pretraining_loss(model, "et5", batch, 2, 5.0), expected)
 
 
 @pytest.mark.parametrize("expert", ["et5", "emamba"])

@@ -14,7 +14,7 @@ ET5_KINDS = ("v1.0", "v1.1", "untied")
 
 
 def tiny_et5(kind: str = "v1.1", seed: int = 0, encoder_layers: int = 2, decoder_layers: int = 3):
-    """A random T5: `v1.0` (relu, scaled tied head), `v1.1` (gated) or `untied` (gated, a head of its own as flan's)."""
+    """A random T5: `v1.0` (relu, scaled tied head), `v1.1` (gated) or `untied` (gated, own head as flan's)."""
     torch.manual_seed(seed)
     config = T5Config(
         vocab_size=VOCAB,

@@ -4,7 +4,8 @@ Make the embedded default again, from text to the folder that the package ships.
 
     python -m mambaformer.trainer.embedded [--out mambaformer/embedded]
 
-Tokenizer and token stores first; then both experts side by side, one core each, in two passes; then adapters, router
+Tokenizer and token stores first; then both experts side by side, one core each, in
+two and three passes; then adapters, router
 and thresholds (`run.py`). Everything lies under `runs/`, and a command given again goes on where it was stopped. The
 minutes are wall-clock on two cores: on another machine the same command sees more or fewer tokens.
 """
@@ -19,7 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-PASSES = {"embedded_pretrain": {"et5": 30, "emamba": 50}, "embedded_pretrain_wordings": {"et5": 26, "emamba": 23}}
+PASSES = {
+    "embedded_pretrain": {"et5": 30, "emamba": 50},
+    "embedded_pretrain_wordings": {"et5": 26, "emamba": 23},
+    "embedded_pretrain_openings": {"emamba": 16},
+}
 """Minutes of each pass by expert; each pass has a YAML file and a folder of its name."""
 
 
@@ -29,9 +34,9 @@ def command(module: str, *arguments: str) -> None:
 
 
 def pretrain_expert(expert: str) -> None:
-    """Both passes of one expert, skipping what is finished."""
+    """All passes of one expert, skipping what is finished."""
     for name, minutes in PASSES.items():
-        if not (Path("runs") / name / expert / "config.json").is_file():
+        if expert in minutes and not (Path("runs") / name / expert / "config.json").is_file():
             config = str(CONFIGS / f"{name}.yaml")
             command("pretrain", config, "--expert", expert, "--max_minutes", str(minutes[expert]))
 

@@ -70,7 +70,9 @@ class PretrainArguments:
     seed: int = 0
     threads: int = field(default=1, metadata={"help": "torch threads of this process."})
 
-    initial_dir: str = field(default="", metadata={"help": "Earlier run to go on from: its tokenizer and its weights."})
+    initial_dir: str = field(
+        default="", metadata={"help": "Earlier run to go on from: its tokenizer and its weights."}
+    )
     rewordings: int = field(default=0, metadata={"help": "Random wordings made of every DentalQA answer's question."})
     first_tokens: int = field(default=6, metadata={"help": "How many target tokens `first_weight` applies to."})
     first_weight: float = field(default=1.0, metadata={"help": "Weight of a target's first tokens in the loss."})
@@ -152,8 +154,8 @@ def prepare_data(arguments: PretrainArguments) -> None:
     examples = dental_examples(train, arguments.max_context_words, arguments.seed)
     if arguments.rewordings:
         concepts = {concept.id: concept for concept in load_concepts()[0]}
-        pairs = reworded_rows(train, concepts, arguments.rewordings, arguments.seed)
-        examples += [Example(format_source(question), answer, "dental") for question, answer in pairs]
+        reworded = reworded_rows(train, concepts, arguments.rewordings, arguments.seed)
+        examples += [Example(format_source(question), answer, "dental") for question, answer in reworded]
     medquad = read_medquad(arguments.medquad)[: arguments.medquad_rows] if arguments.medquad else []
     examples += medquad_examples(medquad, arguments.seed)
 

@@ -42,8 +42,8 @@ def target_hidden(model: nn.Module, expert: str, batch: dict[str, torch.Tensor])
 class HeadCrossEntropy(torch.autograd.Function):
     """Weighted mean cross-entropy (nats) of `hidden @ weight.T` against `gold`, in float32; the logits exist once.
 
-    Inputs: hidden (N, D), weight (V, D), gold (N,), share (N,), each token's part of the mean, summing to 1. The gradient is ready when forward returns, since it needs no
-    more than the probabilities that the loss needs too.
+    Inputs: hidden (N, D), weight (V, D), gold (N,), share (N,), each token's part of the mean, summing to 1. The
+    gradient is ready when forward returns, since it needs no more than the probabilities that the loss needs too.
     """
 
     @staticmethod

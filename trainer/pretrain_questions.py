@@ -95,14 +95,16 @@ CUES: dict[str, tuple[list[str], list[str]]] = {
     ),
 }
 OPENINGS = (
-    "Tell me about", "Please explain", "Explain", "Describe", "Describe briefly", "I want to understand", "Could you explain",
+    "Tell me about", "Please explain", "Explain", "Describe", "Describe briefly", "I want to understand",
+    "Could you explain",
     "Can you tell me about", "I have a question about", "My question is about", "Write a few lines on", "Summarise",
     "Help me understand", "Say something about", "For my exam I need", "A patient asks about", "Teach me", "Outline",
     "In short:", "I am curious about", "What should I know about", "What do you know about", "Information on", "",
 )  # fmt: skip
 FRONTS = (
     "About {x}:", "Regarding {x},", "Concerning {x}:", "{x}:", "{x}.", "{x}?", "On {x}:", "My dentist mentioned {x}.",
-    "I have heard of {x}.", "My note says {x}.", "I have to deal with {x}.", "Topic: {x}.", "A friend talked about {x}.",
+    "I have heard of {x}.", "My note says {x}.", "I have to deal with {x}.", "Topic: {x}.",
+    "A friend talked about {x}.",
     "The subject is {x}.", "As for {x},", "{x} came up today.",
 )  # fmt: skip
 ASKS = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from mambaformer.trainer.run_arguments import RunArguments
 
 STAGE_NAMES = ("adapt", "distil", "joint")

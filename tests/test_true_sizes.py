@@ -1,0 +1,133 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+At the true sizes of flan-t5-base and mamba-130m, with their real tokenizers: compose, save, reload, generate.
+
+The weights are random, all else is as it will be. Each step runs in a process of its own, whose peak of resident memory
+above what its imports took must stay within 1.3 times the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
+
+pytestmark = pytest.mark.slow
+MOST = 1.3
+
+MEASURED = """
+import json, resource, sys
+import torch
+from mambaformer.modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
+from mambaformer.tokenizer.tokenization_mambaformer import MambaFormerTokenizer
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+start = peak()
+def report(**values):
+    print(json.dumps(dict(values, bytes=peak() - start)))
+"""
+
+COMPOSE = """
+from mambaformer.cli import main
+et5, emamba, out = sys.argv[1:]
+code = main(["compose", "--et5", et5, "--emamba", emamba, "--out", out])
+report(code=code or 0)
+"""
+
+RELOAD = """
+folder, = sys.argv[1:]
+tokenizer = MambaFormerTokenizer.from_pretrained(folder)
+model = MambaFormerForConditionalGeneration.from_pretrained(folder)
+batch = tokenizer("What is pulpitis, and how is it treated?", return_tensors="pt")
+experts = {}
+for routing in ("et5", "emamba", "auto"):
+    output = model.generate(**batch, routing=routing, max_new_tokens=8, eos_token_id=None, return_dict_in_generate=True)
+    experts[routing] = output.route_trace.expert[0].tolist()
+report(
+    weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+    vocabulary=model.config.vocab_size,
+    experts=experts,
+    text=tokenizer.decode(output.sequences[0]),
+    dtype=str(model.dtype),
+)
+"""
+
+
+def run(script: str, *arguments: Path) -> tuple[dict, str]:
+    """Run a script in a new process; its report, and what else it printed."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED + script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    *printed, last = done.stdout.strip().splitlines()
+    return json.loads(last), "\n".join(printed)
+
+
+def save_with_tokenizer(model, folder: Path, tokenizer: Path) -> Path:
+    model.save_pretrained(folder)
+    for file in tokenizer.iterdir():
+        if file.suffix in (".json", ".model"):
+            shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experts(shared_data, tmp_path_factory):
+    """Random checkpoints at the true sizes."""
+    if not (shared_data / "t5_tokenizer").is_dir() or not (shared_data / "gptneox_tokenizer").is_dir():
+        pytest.skip("the real tokenizers are absent from the shared data")
+    folder = tmp_path_factory.mktemp("true_sizes")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=32128,
+        d_model=768,
+        d_kv=64,
+        d_ff=2048,
+        num_layers=12,
+        num_heads=12,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    et5 = T5ForConditionalGeneration(config)
+    et5.lm_head.weight = torch.nn.Parameter(torch.randn(32128, 768) / 28)
+    save_with_tokenizer(et5, folder / "flan-t5-base", shared_data / "t5_tokenizer")
+    del et5
+    config = MambaConfig(
+        vocab_size=50280, hidden_size=768, num_hidden_layers=24, state_size=16, eos_token_id=0, pad_token_id=0
+    )
+    save_with_tokenizer(MambaForCausalLM(config), folder / "mamba-130m-hf", shared_data / "gptneox_tokenizer")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_compose_save_reload_generate(experts, shared_data, capsys):
+    out = experts / "mambaformer"
+    composed, printed = run(COMPOSE, experts / "flan-t5-base", experts / "mamba-130m-hf", out)
+    assert composed["code"] == 0
+    assert "shared tokens" in printed and "exact counterpart" in printed
+    reloaded, _ = run(RELOAD, out)
+    weights = reloaded["weights"]
+    with capsys.disabled():
+        print(f"\n{printed}\nweights {weights / 1e6:.0f} MB")
+        for name, values in (("compose and save", composed), ("reload and generate", reloaded)):
+            print(f"{name}: peak {values['bytes'] / 1e6:.0f} MB, {values['bytes'] / weights:.2f} x the weights")
+    assert 1.3e9 < weights < 1.6e9
+    assert reloaded["vocabulary"] == 32128 and reloaded["dtype"] == "torch.float32"
+    assert reloaded["experts"]["et5"] == [1] * 8 and reloaded["experts"]["emamba"] == [0] * 8
+    assert len(reloaded["experts"]["auto"]) == 8
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (out, shared_data / "t5_tokenizer")]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    assert composed["bytes"] <= MOST * weights
+    assert reloaded["bytes"] <= MOST * weights
