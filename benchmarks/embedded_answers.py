@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
 
-from ..dental_qa.dataset import load_dental_qa
+from ..dental_qa import load_dental_qa, probe_rows
 from ..trainer.metrics import token_f1
 from .machine import write_result
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Parse arguments, answer, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default=None, help="folder or id, default the embedded checkpoint")
-    parser.add_argument("--split", default="test_phrasing")
+    parser.add_argument("--split", default="test_phrasing", help="of DentalQA, or probe: single questions, reworded")
     parser.add_argument("--answers", type=int, default=30, help="answers to print and keep")
     parser.add_argument("--rows", type=int, default=300, help="rows to score, sampled with a fixed seed")
     parser.add_argument("--seed", type=int, default=0)
@@ -40,7 +40,10 @@ def main() -> None:
     folder = arguments.model or str(embedded_checkpoint())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = MambaFormerForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    rows = list(load_dental_qa(arguments.split))
+    if arguments.split == "probe":
+        rows = [vars(row) for row in probe_rows(500)]
+    else:
+        rows = list(load_dental_qa(arguments.split))
     rows = random.Random(arguments.seed).sample(rows, min(arguments.rows, len(rows)))
 
     scores = {routing: [] for routing in ROUTINGS}

@@ -4,10 +4,9 @@ Make the embedded default again, from text to the folder that the package ships.
 
     python -m mambaformer.trainer.embedded [--out mambaformer/embedded]
 
-Tokenizer and token stores first; then both experts side by side, one core each, in
-two and three passes; then adapters, router
-and thresholds (`run.py`). Everything lies under `runs/`, and a command given again goes on where it was stopped. The
-minutes are wall-clock on two cores: on another machine the same command sees more or fewer tokens.
+Tokenizer and token stores first; then both experts side by side, one core each, in two and three passes; then
+adapters, router and thresholds (`run.py`). Everything lies under `runs/`, and a command given again goes on where it
+was stopped. The minutes are wall-clock on two cores: on another machine the same command sees more or fewer tokens.
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ def parse(argv: list[str], parser) -> tuple[RunArguments, dict[str, Any]]:
 
 def build(parser, defaults: dict[str, Any], argv: list[str]) -> tuple:
     """Arguments from `defaults`, overridden by `argv`."""
+    parser = type(parser)(parser.dataclass_types)  # defaults would stay with the parser, from one stage to the next
     parser.set_defaults(**defaults)
     for action in parser._actions:  # what the file gives is no longer required of the command line
         if action.dest in defaults:
