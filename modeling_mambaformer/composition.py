@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from transformers import (
@@ -63,6 +64,7 @@ def compose_experts(
         OSError: for a checkpoint that cannot be found or read.
         ValueError: for a checkpoint of another family, a missing tokenizer, or weights that are not finite.
     """
+    et5, emamba = os.fspath(et5), os.fspath(emamba)
     dtype = torch.float32 if dtype is None else dtype
     configs = {}
     for name, source, revision, family in (
@@ -131,7 +133,7 @@ def compose_experts(
 
 
 def load_expert(
-    auto_class: type, source: str, revision: str | None, dtype: torch.dtype, config: PreTrainedConfig
+    auto_class: Any, source: str, revision: str | None, dtype: torch.dtype, config: PreTrainedConfig
 ) -> PreTrainedModel:
     """
     The checkpoint `source`, whole and finite.
@@ -158,7 +160,7 @@ def load_tokenizer(source: str, revision: str | None, argument: str) -> PreTrain
     if has_tokenizer(source, revision):  # without its files transformers would make up an empty one
         try:
             return AutoTokenizer.from_pretrained(source, revision=revision)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             cause = error
     reason = "" if cause is None else f" ({type(cause).__name__})"
     raise ValueError(

@@ -209,7 +209,10 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             if output_experts or route_teacher is not None:
                 raise ValueError("output_experts and route_teacher need whole targets: pass use_cache=False.")
             if decoder_attention_mask is not None and not bool(decoder_attention_mask.all()):
-                raise ValueError("decoder_attention_mask has zeros: padded targets need use_cache=False.")
+                raise ValueError(
+                    "decoder_attention_mask has zeros: padded targets need a forward call with use_cache=False, and "
+                    "`generate` prompts of one length."
+                )
             output = self._incremental(cache, decoder_input_ids, states, logits_to_keep)
         else:
             output = self._parallel(
@@ -300,6 +303,11 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         elif hidden is None:  # forced to ET5, and every answer has ended
             et5_logits = torch.zeros(len(ids), keep, self.config.vocab_size, device=ids.device)
         logits, trace = merge_experts(self, request, choice, et5_logits, keep)
+        if before == 0 and not bool(logits.isfinite().all()):
+            raise ValueError(
+                f"The first logits are not finite in {logits.dtype}: the weights hold NaN, or overflow in this "
+                "precision; load the checkpoint again, in bfloat16 or float32."
+            )
         trace.et5_passes, trace.et5_tokens, trace.encoder_calls = cache.counts()
         if cache.get_seq_length() >= cache.prompt_length:  # a prompt may be read in several chunks
             cache.steps.append({name: trace[name][:, -1] for name in cache.STEP_FIELDS})

@@ -108,7 +108,7 @@ BAD_TARGETS = {
             "decoder_attention_mask": torch.tensor([[1, 1, 0]] * 4),
             "use_cache": True,
         },
-        "need use_cache=False",
+        "call with use_cache=False",
     ),
 }
 
@@ -123,6 +123,15 @@ def test_targets(mixed, batch, options, message, use_cache):
 def test_decoder_prompt_of_generate(mixed, batch):
     with pytest.raises(ValueError, match="decoder_input_ids hold the id 500, outside"):
         mixed.generate(**batch, decoder_input_ids=torch.tensor([[0, 500]] * 4), max_new_tokens=3)
+
+
+@pytest.mark.parametrize(("routing", "part"), [("et5", "et5"), ("emamba", "emamba"), ("auto", "emamba")])
+def test_weights_spoilt_in_memory(et5_folder, emamba_folder, batch, routing, part):
+    """A model whose weights went wrong after loading says so at its first token, and does not answer nonsense."""
+    model = mixed_model(et5_folder, emamba_folder)
+    getattr(model, part).get_output_embeddings().weight.data[7] = float("nan")
+    with pytest.raises(ValueError, match="first logits are not finite in torch.float32: the weights hold NaN"):
+        model.generate(**batch, routing=routing, max_new_tokens=3)
 
 
 @pytest.mark.parametrize("routing", ["auto", "et5", "emamba", "soft"])

@@ -111,6 +111,7 @@ def test_calibrated_gate_is_obeyed_by_generate(model, rows):
     assert len(report["gate_candidates"]) == 10
     assert report["share"] == pytest.approx(0.2, abs=0.07)
     assert len(rows) == report["questions"]
+    assert report["router_gain"] <= report["oracle_gain"]
     model.config.gate_threshold = 1e9
     batch = Collator(TOKENIZER)([rows[i] for i in range(4)])
     result = model.generate(

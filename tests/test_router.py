@@ -167,8 +167,7 @@ def test_reorder(mixed):
 
 
 @pytest.mark.parametrize("threshold", [float("-inf"), None], ids=["always-et5", "mixed"])
-@pytest.mark.parametrize("beams", [1, 2])
-@pytest.mark.parametrize("budget", [0.0, 0.05, 0.29, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize(("budget", "beams"), [(0.0, 1), (0.05, 1), (0.29, 1), (0.29, 2), (0.99, 1), (1.0, 2)])
 def test_budget_caps_any_router(mixed, batch, budget, beams, threshold):
     """At most floor(budget x max_new_tokens) tokens a row, even of a router that always says ET5."""
     keep, new_tokens = mixed.config.router_threshold, 20
@@ -185,7 +184,7 @@ def test_budget_caps_any_router(mixed, batch, budget, beams, threshold):
     finally:
         mixed.config.router_threshold = keep
     spoken = (trace.expert == ET5).sum(1)
-    cap = {0.0: 0, 0.05: 1, 0.29: 5, 0.5: 10, 0.99: 19, 1.0: new_tokens}[budget]
+    cap = {0.0: 0, 0.05: 1, 0.29: 5, 0.99: 19, 1.0: new_tokens}[budget]
     assert (spoken <= cap).all()
     if threshold is not None or budget == 1.0:
         assert (spoken == cap).all()

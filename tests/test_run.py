@@ -119,6 +119,7 @@ def test_shipped_configurations_parse(parser, repo_root, name, tmp_path):
     assert lines[0].startswith("#") and sum(line.strip().startswith("#") for line in lines) > len(lines) / 6
 
 
+@pytest.mark.slow
 def test_a_whole_run_by_path_and_what_it_leaves(repo_root, inputs, tmp_path):
     config = repo_root / "trainer" / "configs" / "smoke.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]

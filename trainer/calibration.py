@@ -20,7 +20,7 @@ from ..modeling_mambaformer.router import RouterState
 from .data import Collator
 from .distillation import add_utilities
 from .router_pass import RouterPass, run_router, unroll
-from .utility import CallCosts
+from .utility import CallCosts, oracle_gain
 
 SHARES = (0.005, 0.01, 0.02, 0.038, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 GATE_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -211,7 +211,8 @@ def calibrate(
         gate: also calibrate the sequence gate, which needs a cost table and runs both experts on the gold answers.
 
     Returns:
-        what was measured, as plain values: that generation's share and costs, thresholds, the gate's candidates.
+        what was measured, as plain values: that generation's share and costs, thresholds, the gate's candidates,
+        and on the gold answers `oracle_gain` and `router_gain`, nats a token won over EMamba alone at this share.
     """
     config = model.config
     share = config.expert_budget if share is None else share
@@ -224,6 +225,8 @@ def calibrate(
         costs = CallCosts.from_table(config.cost_table, share, gold.tokens / len(rows))
         config.gate_threshold, report["gate_candidates"] = choose_gate(model, gold, delta, share, costs)
         config.router_threshold = gold.threshold_for(model, share, config.gate_threshold)
+        expert, _ = gold.choices(model, config.router_threshold, config.gate_threshold)
+        report["oracle_gain"], report["router_gain"] = oracle_gain(delta[~gold.ended], expert[~gold.ended])
     best = None
     with without_cap(model):
         for number in range(max(1, rounds)):

@@ -1,0 +1,110 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+How transformers' `generate` drives a MambaFormer.
+
+Sampling, beams, streaming, stopping and processors are transformers' own. The hooks below keep ET5's encoder from
+being run ahead of need, put one cache under `past_key_values`, and attach the route trace to the result.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+from .cache_mambaformer import MambaFormerCache, RoutingRequest
+from .sources import Sources
+
+
+class RecordedStops(StoppingCriteriaList):
+    """Stopping criteria that tell the cache which rows have ended, so that ET5 is not asked for what follows."""
+
+    def __init__(self, criteria: StoppingCriteriaList, cache: MambaFormerCache):
+        super().__init__(criteria)
+        self.cache = cache
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+        done = super().__call__(input_ids, scores, **kwargs)
+        self.cache.finish(done, input_ids.shape[1])
+        return done
+
+
+class MambaFormerGenerationMixin:
+    """Hooks for `GenerationMixin`; to be listed before it."""
+
+    def generate(
+        self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs
+    ):
+        """
+        Generate as any encoder-decoder of transformers, with two more arguments.
+
+        Args:
+            routing (`str`, *optional*): `auto`, `et5`, `emamba` or `soft`, default `config.routing`.
+            expert_budget (`float`, *optional*): largest share of new tokens that ET5 may write, default
+                `config.expert_budget`. At most `floor(expert_budget * max_new_tokens)` tokens go to ET5, whatever the
+                router says; within this, the calibrated threshold decides.
+
+        Returns:
+            as `GenerationMixin.generate`; with `return_dict_in_generate=True` the result has a `route_trace`.
+
+        Raises:
+            ValueError: for an empty source, a bad `routing` or `expert_budget`, or weights that are not finite.
+        """
+        given = [kwargs, {} if generation_config is None else generation_config.to_dict()]
+        if any(x.get("max_length") for x in given) and not any(x.get("max_new_tokens") for x in given):
+            kwargs["max_new_tokens"] = None  # the caller's limit holds, not this model's default
+        result = super().generate(inputs, generation_config, **kwargs)
+        if isinstance(result, ModelOutput) and isinstance(result.get("past_key_values"), MambaFormerCache):
+            cache = result.past_key_values
+            new_tokens = result.sequences.shape[1] - cache.prompt_length
+            result["route_trace"] = cache.trace(new_tokens, result.get("beam_indices"))
+        return result
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict, model_input_name: str | None, generation_config
+    ) -> dict:
+        """Keep the source for both experts; run nothing yet."""
+        for name in ("encoder_outputs", "past_key_values"):
+            if model_kwargs.get(name) is not None:
+                raise ValueError(f"{name} were given to generate: give input_ids instead, which EMamba reads too.")
+        if model_kwargs.get("attention_mask") is None:
+            model_kwargs["attention_mask"] = self._prepare_attention_mask_for_generation(
+                inputs_tensor, generation_config, model_kwargs
+            )
+        vocab_size = self.config.vocab_size
+        model_kwargs["encoder_outputs"] = Sources.build(inputs_tensor, model_kwargs["attention_mask"], vocab_size)
+        return model_kwargs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
+    ):
+        """Expand the rows; the sources stay as they are, read once for all of their rows."""
+        sources = model_kwargs.pop("encoder_outputs", None)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder=False, input_ids=input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, "encoder_outputs": sources, "prompt_length": input_ids.shape[1]}
+
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        """Greedy decoding and sampling; rows end where any criterion says so."""
+        stops = RecordedStops(stopping_criteria, kwargs["past_key_values"])
+        return super()._sample(input_ids, logits_processor, stops, generation_config, **kwargs)
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs: dict, generation_mode, batch_size: int, max_cache_length: int
+    ) -> None:
+        """Make the one cache, and settle how this request is routed."""
+        sources, prompt_length = model_kwargs.pop("encoder_outputs"), model_kwargs.pop("prompt_length")
+        model_kwargs["encoder_outputs"] = BaseModelOutput()  # where `generate` looks for attentions
+        beams = generation_config.num_beams
+        expand = max(beams, generation_config.num_return_sequences)
+        request = RoutingRequest.build(
+            self.config,
+            model_kwargs.pop("routing", None),
+            model_kwargs.pop("expert_budget", None),
+            generation_config.max_length - prompt_length,
+            first_new=prompt_length - 1,
+        )
+        keep = generation_config.use_cache is not False
+        model_kwargs["past_key_values"] = MambaFormerCache(sources, request, expand, beams, keep_states=keep)

@@ -1,0 +1,184 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+ET5 on demand: its encoder runs at most once a source, its decoder only for the rows that ask.
+
+Rows of a batch reach different positions. A call for some rows runs those rows only, from the smallest position that
+they have reached, in one multi-token decoder pass that catches up what they skipped.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from .sources import Sources
+
+
+def head_logits(et5: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """ET5's logits `(R, T, V)` from final decoder states `(R, T, D)`; T5 v1.0 scales them, as its checkpoint says."""
+    config = et5.config  # mT5 never scales, whatever its configuration says of tying
+    if config.model_type != "mt5" and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
+        hidden = hidden * config.d_model**-0.5
+    return et5.lm_head(hidden)
+
+
+class LazyET5State:
+    """
+    ET5's memory for the sources and rows of one request.
+
+    Args:
+        sources: the B0 source texts.
+        row_source: `(B,)` long, the source of each row; several rows may share one (beams, returned sequences).
+    """
+
+    def __init__(self, sources: Sources, row_source: torch.Tensor):
+        count, rows = sources.input_ids.shape[0], row_source.shape[0]
+        device = sources.input_ids.device
+        self.sources = sources
+        self.row_source = row_source
+        self.encoder_states: torch.Tensor | None = None  # (B0, S, D)
+        self.encoded = torch.zeros(count, dtype=torch.bool, device=device)
+        self.crossed = torch.zeros(count, dtype=torch.bool, device=device)
+        self.cross: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (B0, H, S, K)
+        self.own: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (B, H, capacity, K)
+        self.reached = torch.zeros(rows, dtype=torch.long, device=device)  # decoder positions done, per row
+
+    def rewind(self) -> None:
+        """Forget all decoding; what the encoder has read stays."""
+        self.own = []
+        self.reached = torch.zeros_like(self.reached)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Keep `rows` `(B',)`, which may repeat or reorder."""
+        self.row_source = self.row_source[rows]
+        self.reached = self.reached[rows]
+        self.own = [(keys[rows], values[rows]) for keys, values in self.own]
+
+    def adopt(self, states: torch.Tensor) -> None:
+        """Take encoder states `(B0, S, D)` that the caller already has."""
+        self.encoder_states = states
+        self.encoded[:] = True
+
+    def encode(self, et5: PreTrainedModel, wanted: torch.Tensor) -> torch.Tensor:
+        """Run the encoder for those of the sources `wanted` that it has not read; returns which, `(n,)` long."""
+        missing = wanted[~self.encoded[wanted]]
+        if missing.numel() == 0:
+            return missing
+        mask = self.sources.attention_mask[missing]  # (n, S)
+        columns = mask.any(0).nonzero().flatten()
+        low, high = int(columns[0]), int(columns[-1]) + 1  # what only other rows pad is not read
+        ids = self.sources.input_ids[missing, low:high]
+        states = et5.encoder(input_ids=ids, attention_mask=mask[:, low:high])[0]  # (n, high - low, D)
+        if self.encoder_states is None:
+            shape = (*self.sources.input_ids.shape, states.shape[-1])
+            self.encoder_states = states.new_zeros(shape)  # (B0, S, D)
+        self.encoder_states[missing, low:high] = states
+        self.encoded[missing] = True
+        return missing
+
+    def decode(
+        self, et5: PreTrainedModel, decoder_ids: torch.Tensor, rows: torch.Tensor, end: int, keep_from: int
+    ) -> tuple[torch.Tensor, int]:
+        """
+        One decoder pass for `rows` `(R,)` over the positions they have not reached, up to `end` (exclusive).
+
+        Args:
+            decoder_ids: `(B, end or more)` long, all decoder input so far.
+            keep_from: first position whose logits are wanted.
+
+        Returns:
+            logits `(R, end - keep_from, V)`, and the number of positions computed for each of the rows.
+        """
+        source = self.row_source[rows]
+        start = int(self.reached[rows].min())
+        past = DynamicCache(config=et5.decoder.config)
+        if start:
+            for layer, (keys, values) in enumerate(self.own):
+                past.update(keys[rows, :, :start], values[rows, :, :start], layer)
+        cross = DynamicCache(config=et5.decoder.config)
+        if bool(self.crossed[source].all()):
+            for layer, (keys, values) in enumerate(self.cross):
+                cross.update(keys[source], values[source], layer)
+        cache = EncoderDecoderCache(past, cross)
+        hidden = et5.decoder(
+            input_ids=decoder_ids[rows, start:end],
+            encoder_hidden_states=self.encoder_states[source],
+            encoder_attention_mask=self.sources.attention_mask[source],
+            past_key_values=cache,
+            use_cache=True,
+        )[0]  # (R, end - start, D)
+        self._keep(cache, rows, source, start, end)
+        return head_logits(et5, hidden[:, keep_from - start :]), end - start
+
+    def _keep(
+        self, cache: EncoderDecoderCache, rows: torch.Tensor, source: torch.Tensor, start: int, end: int
+    ) -> None:
+        """Write the keys and values of a pass back to the rows and the sources it ran for."""
+        layers = cache.self_attention_cache.layers
+        capacity = self.own[0][0].shape[2] if self.own else 0
+        if end > capacity:
+            self.own = [
+                tuple(grown(self.own[i][j] if self.own else None, tensor, self.reached.shape[0], end) for j, tensor in
+                      enumerate((layer.keys, layer.values)))
+                for i, layer in enumerate(layers)
+            ]  # fmt: skip
+        for (keys, values), layer in zip(self.own, layers, strict=True):
+            keys[rows, :, start:end] = layer.keys[:, :, start:]
+            values[rows, :, start:end] = layer.values[:, :, start:]
+        self.reached[rows] = torch.full_like(rows, end)
+        if not bool(self.crossed[source].all()):
+            count = self.crossed.shape[0]
+            cross_layers = cache.cross_attention_cache.layers
+            if not self.cross:
+                self.cross = [
+                    (
+                        layer.keys.new_zeros(count, *layer.keys.shape[1:]),
+                        layer.values.new_zeros(count, *layer.values.shape[1:]),
+                    )
+                    for layer in cross_layers
+                ]
+            for (keys, values), layer in zip(self.cross, cross_layers, strict=True):
+                keys[source], values[source] = layer.keys, layer.values
+            self.crossed[source] = True
+
+
+def grown(old: torch.Tensor | None, like: torch.Tensor, rows: int, needed: int) -> torch.Tensor:
+    """A `(rows, H, capacity, K)` buffer with room for `needed` positions and growth, holding what `old` held."""
+    buffer = like.new_zeros(rows, like.shape[1], max(16, 2 * needed), like.shape[3])
+    if old is not None:
+        buffer[:, :, : old.shape[2]] = old
+    return buffer
+
+
+def decode_together(
+    et5: PreTrainedModel,
+    sources: Sources,
+    rows: torch.Tensor,
+    decoder_ids: torch.Tensor,
+    decoder_mask: torch.Tensor | None,
+    keep: int,
+    encoder_states: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    One differentiable pass of encoder and decoder for `rows` `(R,)`, without a cache.
+
+    Args:
+        decoder_ids, decoder_mask: `(B, T)`. keep: how many of the last positions' logits to compute, 0 for all.
+        encoder_states: `(B, S, D)`, the encoder's output where the caller already has it.
+
+    Returns:
+        logits `(R, keep or T, V)` and the encoder states of `rows`, `(R, S, D)`.
+    """
+    mask = sources.attention_mask[rows]
+    if encoder_states is None:
+        states = et5.encoder(input_ids=sources.input_ids[rows], attention_mask=mask)[0]  # (R, S, D)
+    else:
+        states = encoder_states[rows]
+    hidden = et5.decoder(
+        input_ids=decoder_ids[rows],
+        attention_mask=None if decoder_mask is None else decoder_mask[rows],
+        encoder_hidden_states=states,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    )[0]  # (R, T, D)
+    return head_logits(et5, hidden[:, -keep:] if keep else hidden), states

@@ -1,0 +1,129 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+One pass over some decoder positions: choose who speaks, then merge what the experts say.
+
+The same two steps serve a whole target at once (training, scoring) and one token after another (generation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .cache_mambaformer import RoutingRequest
+from .emamba_stream import head_logits
+from .merger import merge
+from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
+from .router import RouterState, past_of
+from .router_inputs import router_inputs
+
+
+@dataclass
+class Choice:
+    """
+    Who speaks at T positions of B rows.
+
+    Attributes:
+        expert, gap: `(B, T)` long, as in `RouteTrace`. margin: `(B, T)` float, NaN where the router was not asked.
+        asked: `(B, T)` bool, positions at which ET5's logits are needed.
+        emamba_logits: `(B, T, V)`, or `None` where EMamba was not run.
+        state: the router's state after the last position, or `None` where it was not run.
+    """
+
+    expert: torch.Tensor
+    gap: torch.Tensor
+    margin: torch.Tensor
+    asked: torch.Tensor
+    emamba_logits: torch.Tensor | None
+    state: RouterState | None
+
+
+def choose(
+    model: nn.Module,
+    request: RoutingRequest,
+    ids: torch.Tensor,
+    ended: torch.Tensor,
+    hidden: torch.Tensor | None,
+    state: RouterState | None,
+    scalars: tuple[torch.Tensor, torch.Tensor] | None,
+    gate_logit: torch.Tensor | None,
+    teacher: torch.Tensor | None = None,
+) -> Choice:
+    """
+    Decide who speaks at decoder positions `ids` `(B, T)`.
+
+    Args:
+        ended: `(B, T)` bool, positions after the end of their answer.
+        hidden: `(B, T, D)`, EMamba's final hidden states; `None` with `routing="et5"`, which needs neither it nor the
+            four that follow.
+        state, scalars, gate_logit: the router's state before these positions, the sources' scalars and gate, per row.
+        teacher: `(B, T)` long, choices to take as the router's past in place of its own (training on an oracle).
+    """
+    forced = {"et5": ET5, "emamba": EMAMBA}.get(request.routing)
+    logits = None if hidden is None else head_logits(model.emamba, hidden)  # (B, T, V)
+    if forced is not None:
+        expert = torch.full_like(ids, forced).masked_fill(ended, ENDED)  # (B, T)
+        gap = torch.ones_like(ids) if forced == ET5 else torch.zeros_like(ids)
+        margin = torch.full(ids.shape, float("nan"), device=ids.device)
+        return Choice(expert, gap, margin, expert == ET5, logits, state)
+
+    inputs, after = router_inputs(model.emamba, model.router, model.config, hidden, logits, ids, state, scalars)
+    encoded = model.router.encode(inputs)  # (B, T, H)
+    if request.gate_threshold is None:
+        allowed = torch.ones_like(gate_logit, dtype=torch.bool)  # (B,)
+    else:
+        allowed = gate_logit > request.gate_threshold
+    soft = request.routing == "soft"
+    if teacher is None:
+        expert, gap, chosen = model.router.choose(
+            encoded, state, request.threshold, None if soft else request.cap, allowed, ended, request.first_new
+        )
+        after.previous, after.since, after.spent = chosen.previous, chosen.since, chosen.spent
+    else:
+        expert, gap = teacher, past_of(teacher, state)[1]
+    previous, _ = past_of(expert, state)
+    margin = model.router.margin(encoded, previous, gap)  # (B, T), differentiable, given the choices before
+    asked = ~ended if soft else expert == ET5
+    return Choice(expert, gap, margin.masked_fill(ended, float("nan")), asked, logits, after)
+
+
+def merge_experts(
+    model: nn.Module, request: RoutingRequest, choice: Choice, et5_logits: torch.Tensor | None, keep: int
+) -> tuple[torch.Tensor, RouteTrace]:
+    """
+    The logits `(B, K, V)` of the last `keep` positions (0: all T), and their trace without its counts.
+
+    Args:
+        et5_logits: `(B, K, V)`, arbitrary where `choice.asked` is false; `None` where nobody asked.
+    """
+    last = slice(-keep if keep else None, None)
+    expert, gap, margin, asked = (x[:, last] for x in (choice.expert, choice.gap, choice.margin, choice.asked))
+    emamba_logits = None if choice.emamba_logits is None else choice.emamba_logits[:, last]
+    if emamba_logits is None or (request.routing == "et5" and et5_logits is not None):
+        logits = et5_logits
+    elif et5_logits is None or request.routing == "emamba":
+        logits = emamba_logits
+    else:
+        name = "mix" if request.routing == "soft" else model.config.merger
+        kappa = model.config.complement_weight
+        if bool(asked.all()):
+            logits = merge(name, emamba_logits, et5_logits, margin, kappa)
+        else:
+            merged = merge(name, emamba_logits[asked], et5_logits[asked], margin[asked], kappa)  # (n, V)
+            logits = emamba_logits.masked_scatter(asked[..., None], merged.to(emamba_logits.dtype))  # (B, K, V)
+    trace = RouteTrace(expert=expert, margin=margin.detach(), gap=gap)
+    top = logits.argmax(-1, keepdim=True)  # (B, K, 1)
+    trace.log_p_emamba = log_probability(emamba_logits, top, expert != ENDED)
+    trace.log_p_et5 = log_probability(et5_logits, top, asked)
+    return logits, trace
+
+
+@torch.no_grad()
+def log_probability(logits: torch.Tensor | None, ids: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Log-probability in nats of `ids` `(B, K, 1)` under `logits` `(B, K, V)`, NaN where not `known` `(B, K)`."""
+    if logits is None:
+        return torch.full(known.shape, float("nan"), device=known.device)
+    chosen = logits.gather(-1, ids).squeeze(-1).float() - logits.float().logsumexp(-1)  # (B, K)
+    return chosen.masked_fill(~known, float("nan"))
