@@ -57,7 +57,7 @@ def main() -> None:
             output = model.generate(**source, routing=routing, return_dict_in_generate=True)
             seconds[routing].append(time.perf_counter() - start)
             answer = tokenizer.decode(output.sequences[0], skip_special_tokens=True)
-            scores[routing].append(token_f1(answer, row["answer"]))
+            scores[routing].append(token_f1([answer], [row["answer"]]))
             if routing == "auto":
                 trace = output.route_trace
                 counts["tokens"] += int((trace.expert >= 0).sum())

@@ -14,7 +14,7 @@ QUESTIONS = (
     "What causes halitosis?",
     "How is irreversible pulpitis treated?",
     "How can dental erosion be prevented?",
-    "What are the signs of a dry socket?",
+    "What are the symptoms of a dry socket?",
 )
 
 

@@ -33,8 +33,8 @@ def tiny_et5(kind: str = "v1.1", seed: int = 0, encoder_layers: int = 2, decoder
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(4)
-        model.shared.weight.mul_(0.025)  # a tied head would else answer each token with itself
+                parameter.mul_(2)
+        model.shared.weight.mul_(0.05)  # a tied head would else answer each token with itself
         model.decoder.final_layer_norm.weight.mul_(4 if kind != "v1.0" else 4 * 32**0.5)
         if kind == "untied":
             model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, 32) / 4)
