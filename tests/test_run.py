@@ -162,6 +162,25 @@ def test_a_stopped_run_is_taken_up(repo_root, inputs, tmp_path, capsys):
         torch.testing.assert_close(again[name], whole[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one(repo_root, inputs, tmp_path):
+    """Half the batch on each of two processes gives the steps of one; the router, too, whose pass is not wrapped."""
+    base = [str(repo_root / "trainer" / "run.py"), str(repo_root / "trainer" / "configs" / "smoke.yaml"), *inputs]
+    base += ["--calibrate", "false", "--score_samples", "0", "--cost_table", "keep"]
+    base += ["--train_sampling_strategy", "sequential", "--w_use", "0", "--w_gate", "0"]
+    pair = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for launcher, size in (([sys.executable], 4), (pair, 2)):
+        folder = ["--output_dir", str(tmp_path / f"out{size}"), "--per_device_train_batch_size", str(size)]
+        done = subprocess.run([*launcher, *base, *folder], capture_output=True, text=True, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (
+        json.loads((tmp_path / f"out{size}" / "training_report.json").read_text(encoding="utf-8")) for size in (4, 2)
+    )
+    for stage in ("adapt", "distil"):
+        for name in ("loss", "grad_norm", "train_loss"):  # weights may differ where Adam scales up rounding
+            assert two["stages"][stage][name] == pytest.approx(one["stages"][stage][name], rel=2e-3), (stage, name)
+
+
 def weights(folder) -> dict[str, torch.Tensor]:
     """The tensors of a saved model."""
     from safetensors.torch import load_file
