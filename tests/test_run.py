@@ -164,10 +164,10 @@ def test_a_stopped_run_is_taken_up(repo_root, inputs, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(repo_root, inputs, tmp_path):
-    """Half the batch on each of two processes gives the steps of one; the router, too, whose pass is not wrapped."""
+    """Half the batch on each of two processes gives the step of one; the router, too, whose pass is not wrapped."""
     base = [str(repo_root / "trainer" / "run.py"), str(repo_root / "trainer" / "configs" / "smoke.yaml"), *inputs]
     base += ["--calibrate", "false", "--score_samples", "0", "--cost_table", "keep"]
-    base += ["--train_sampling_strategy", "sequential", "--w_use", "0", "--w_gate", "0"]
+    base += ["--train_sampling_strategy", "sequential", "--w_use", "0", "--w_gate", "0", "--max_steps", "1"]
     pair = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for launcher, size in (([sys.executable], 4), (pair, 2)):
         folder = ["--output_dir", str(tmp_path / f"out{size}"), "--per_device_train_batch_size", str(size)]
@@ -177,7 +177,7 @@ def test_two_processes_train_as_one(repo_root, inputs, tmp_path):
         json.loads((tmp_path / f"out{size}" / "training_report.json").read_text(encoding="utf-8")) for size in (4, 2)
     )
     for stage in ("adapt", "distil"):
-        for name in ("loss", "grad_norm", "train_loss"):  # weights may differ where Adam scales up rounding
+        for name in ("loss", "grad_norm", "train_loss"):  # of one step: the running threshold is a mean of quantiles
             assert two["stages"][stage][name] == pytest.approx(one["stages"][stage][name], rel=2e-3), (stage, name)
 
 
