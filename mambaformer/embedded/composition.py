@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from transformers import (
@@ -132,7 +133,7 @@ def compose_experts(
 
 
 def load_expert(
-    auto_class: type, source: str, revision: str | None, dtype: torch.dtype, config: PreTrainedConfig
+    auto_class: Any, source: str, revision: str | None, dtype: torch.dtype, config: PreTrainedConfig
 ) -> PreTrainedModel:
     """
     The checkpoint `source`, whole and finite.

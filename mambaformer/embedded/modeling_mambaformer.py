@@ -305,8 +305,8 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         logits, trace = merge_experts(self, request, choice, et5_logits, keep)
         if before == 0 and not bool(logits.isfinite().all()):
             raise ValueError(
-                f"The first logits are not finite in {logits.dtype}: the weights hold NaN, or overflow in this precision; "
-                "load the checkpoint again, in bfloat16 or float32."
+                f"The first logits are not finite in {logits.dtype}: the weights hold NaN, or overflow in this "
+                "precision; load the checkpoint again, in bfloat16 or float32."
             )
         trace.et5_passes, trace.et5_tokens, trace.encoder_calls = cache.counts()
         if cache.get_seq_length() >= cache.prompt_length:  # a prompt may be read in several chunks
