@@ -93,4 +93,4 @@ def test_this_package_is_flat_on_the_hub(tmp_path: Path) -> None:
 def test_the_embedded_checkpoint_carries_todays_code(repo_root):
     folder = repo_root / "mambaformer" / "embedded"
     stale = [name for name, text in remote_code().items() if (folder / name).read_text(encoding="utf-8") != text]
-    assert not stale, "run: python -c 'from mambaformer.hub import write_remote_code as w; w(\"mambaformer/embedded\")'"
+    assert not stale, "write it again with mambaformer.hub.write_remote_code('mambaformer/embedded')"
