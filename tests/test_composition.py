@@ -259,10 +259,10 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 @pytest.mark.parametrize("way", ["et5", "emamba", "reload"])
-def test_damaged_weights(et5_folder, emamba_folder, saved, tmp_path, way, damage):
+def test_damaged_weights(et5_folder, emamba_folder, request, tmp_path, way, damage):
     experts = {"et5": et5_folder, "emamba": emamba_folder}
     folder = tmp_path / "damaged"
-    shutil.copytree(experts.get(way, saved), folder)
+    shutil.copytree(request.getfixturevalue("saved") if way == "reload" else experts[way], folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(damage(weights.read_bytes()))
     message = r"damaged.*'model.safetensors' is damaged or cut short.*fetch or save the checkpoint again"

@@ -79,6 +79,13 @@ def test_greedy(mixed, batch, ends, use_cache):
     assert (output.route_trace.expert == ENDED).any(1).tolist().count(True) in (1, 2, 3)
 
 
+def test_long_answers(mixed, batch):
+    """ET5's memory grows by copying: nothing of what it held may be lost on the way."""
+    output = answer(mixed, batch, max_new_tokens=45, eos_token_id=None)
+    check_against_one_pass(mixed, batch, output)
+    assert output.route_trace.et5_tokens.max() > 36
+
+
 @torch.no_grad()
 def test_each_token_comes_from_its_expert(mixed, batch, et5_folder, emamba_folder):
     """With the `select` merger the logits of a token are those of the plain expert that the trace names."""

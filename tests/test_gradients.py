@@ -13,9 +13,17 @@ from transformers import MambaForCausalLM, Seq2SeqTrainer, Seq2SeqTrainingArgume
 LENGTHS = [7, 3, 11, 5]
 
 
-@pytest.fixture
-def mixed(et5_folder, emamba_folder):
+@pytest.fixture(scope="module")
+def composed(et5_folder, emamba_folder):
     return mixed_model(et5_folder, emamba_folder)
+
+
+@pytest.fixture
+def mixed(composed):
+    """The model without gradients, not training."""
+    yield composed.eval()
+    composed.zero_grad()
+    composed.gradient_checkpointing_disable()
 
 
 @pytest.fixture
