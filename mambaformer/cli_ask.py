@@ -125,7 +125,6 @@ def load(source: str) -> tuple[MambaFormerForConditionalGeneration, MambaFormerT
         import torch
 
         from .configuration.configuration_mambaformer import MambaFormerConfig
-        from .modeling_mambaformer.composition import check_finite
         from .modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
         from .tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 
@@ -145,7 +144,6 @@ def load(source: str) -> tuple[MambaFormerForConditionalGeneration, MambaFormerT
                 f"--model {source!r}: {len(misfits)} of its weights are missing or have another shape than "
                 f"config.json says, {misfits[0]!r} among them: fetch or save the checkpoint again."
             )
-        check_finite(model, source)
         tokenizer = MambaFormerTokenizer.from_pretrained(source)
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id not in ends:

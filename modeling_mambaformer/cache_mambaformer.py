@@ -98,9 +98,8 @@ class MambaFormerCache:
         self.request = request
         self.keep_states = keep_states
         self.prompt_length = request.first_new + 1  # decoder tokens that were given, not generated
-        self.row_source = torch.arange(count, device=device).repeat_interleave(expand)  # (B,)
         self.row_group = torch.arange(count * expand, device=device) // beams  # (B,), rows that are counted together
-        self.et5 = LazyET5State(sources, self.row_source)
+        self.et5 = LazyET5State(sources, torch.arange(count, device=device).repeat_interleave(expand))
         self.emamba: DynamicCache | None = None
         self.router: RouterState | None = None
         self.gate_logit: torch.Tensor | None = None  # (B0,)
@@ -112,6 +111,11 @@ class MambaFormerCache:
             torch.zeros(groups, dtype=torch.long, device=device) for _ in range(3)
         )
         self.steps: list[dict[str, torch.Tensor]] = []  # one generated position each, rows as they stood then
+
+    @property
+    def row_source(self) -> torch.Tensor:
+        """The source of each row, `(B,)` long."""
+        return self.et5.row_source
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Decoder positions seen."""
@@ -148,7 +152,7 @@ class MambaFormerCache:
         """The sources' router scalars, per row."""
         if self.source_scalars is None:
             return None
-        return tuple(scalar[self.et5.row_source] for scalar in self.source_scalars)
+        return tuple(scalar[self.row_source] for scalar in self.source_scalars)
 
     def counts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Passes, positions and encoder runs so far, of the group each row belongs to, three times `(B,)`."""
@@ -157,7 +161,7 @@ class MambaFormerCache:
     def count_encodings(self, sources: torch.Tensor, rows: torch.Tensor) -> None:
         """Book one encoder run for each of `sources`, on the first of `rows` that asked for it."""
         for source in sources.tolist():
-            row = rows[self.et5.row_source[rows] == source][0]
+            row = rows[self.row_source[rows] == source][0]
             self.encodings[self.row_group[row]] += 1
 
     def count_pass(self, rows: torch.Tensor, positions: int) -> None:

@@ -60,7 +60,8 @@ class MambaFormerOutput(ModelOutput):
         gate_logit (`torch.FloatTensor` of shape `(batch,)`): the sequence gate, from the source alone.
         emamba_logits, et5_logits (`torch.FloatTensor` of shape `(batch, kept, vocab)`, *optional*): each expert's own
             logits, with `output_experts=True`.
-        encoder_last_hidden_state (`torch.FloatTensor`, *optional*): ET5's, where its encoder ran for all rows.
+        encoder_last_hidden_state, encoder_*, decoder_*, cross_attentions: where transformers looks for them in an
+            encoder-decoder's output; always `None` here, ET5 being run for some rows or none.
     """
 
     loss: torch.FloatTensor | None = None

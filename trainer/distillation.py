@@ -12,12 +12,25 @@ import logging
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers.utils import ModelOutput
 
 from .data import Collator
 from .utility import CallCosts, price_for_share
 
 logger = logging.getLogger(__name__)
 UTILITY_COLUMNS = ("log_p_et5", "log_p_emamba", "top_et5", "top_emamba")
+
+
+def ask_both(model: nn.Module, batch: dict[str, torch.Tensor]) -> ModelOutput:
+    """Both experts at every position of the gold answers `batch["labels"]` `(B, T)`; the router is not run."""
+    return model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["labels"],
+        routing="emamba",
+        output_experts=True,
+        use_cache=False,
+    )
 
 
 @torch.no_grad()
@@ -29,14 +42,7 @@ def score_experts(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str,
         `(B, T)` tensors under the names of `UTILITY_COLUMNS`: log-probabilities in nats of the gold tokens, 0 on
         padding, and first choices.
     """
-    output = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=batch["labels"],
-        routing="emamba",
-        output_experts=True,
-        use_cache=False,
-    )
+    output = ask_both(model, batch)
     scores = {}
     for expert, logits in (("et5", output.et5_logits), ("emamba", output.emamba_logits)):
         scores[f"log_p_{expert}"] = gold_log_probability(logits, batch["labels"])

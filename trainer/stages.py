@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .arguments import MambaFormerTrainingArguments
-from .distillation import gold_log_probability
+from .distillation import ask_both, gold_log_probability
 from .losses import LossInputs
 from .router_pass import run_router
 from .utility import CallCosts, gate_target, token_weights, utility_target
@@ -55,14 +55,7 @@ def adapt_inputs(
     model: nn.Module, plain: nn.Module, batch: Batch, state: RoutingState, args: MambaFormerTrainingArguments
 ) -> LossInputs:
     """Each expert's log-probability of the gold answer. `model` may be wrapped for data parallelism, `plain` not."""
-    output = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=batch["labels"],
-        routing="emamba",
-        output_experts=True,
-        use_cache=False,
-    )
+    output = ask_both(model, batch)
     labels = batch["labels"]
     return LossInputs(
         mask=(labels != -100).float(),

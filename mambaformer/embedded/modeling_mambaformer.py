@@ -283,7 +283,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             if cache.emamba is None:
                 self._read_source(cache)
             hidden = read_on(self.emamba, cache.emamba, ids)  # (B, T, D)
-        gate_logit = None if cache.gate_logit is None else cache.gate_logit[cache.et5.row_source]  # (B,)
+        gate_logit = None if cache.gate_logit is None else cache.gate_logit[cache.row_source]  # (B,)
         choice = choose(self, request, ids, cache.ended(ids), hidden, cache.router, cache.row_scalars(), gate_logit)
         cache.router = choice.state
         cache.decoder_ids = torch.cat([cache.decoder_ids, ids], dim=1)  # (B, t + T)
@@ -294,7 +294,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             rows = asked.any(1).nonzero().flatten()  # (R,)
             keep_from = before + ids.shape[1] - keep
             end = keep_from + int(asked.any(0).nonzero()[-1]) + 1
-            encoded = cache.et5.encode(self.et5, cache.et5.row_source[rows].unique())
+            encoded = cache.et5.encode(self.et5, cache.row_source[rows].unique())
             said, positions = cache.et5.decode(self.et5, cache.decoder_ids, rows, end, keep_from)  # (R, <= K, V)
             cache.count_encodings(encoded, rows)
             cache.count_pass(rows, positions)
