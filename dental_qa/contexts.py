@@ -7,7 +7,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from .grammar import kind_of, render
+from .grammar import base_of, kind_of, render
 from .loading import PACKAGE, read_yaml
 from .schema import Concept
 
@@ -68,7 +68,7 @@ def _paragraph(concept: Concept, aspects: list[str], name: str, rng: Random) -> 
 
 
 def can_be_case(concept: Concept) -> bool:
-    return kind_of(concept) == "condition" and "symptoms" in concept.facts and concept.field not in NO_CASES
+    return base_of(kind_of(concept)) == "condition" and "symptoms" in concept.facts and concept.field not in NO_CASES
 
 
 def case(

@@ -121,7 +121,7 @@ def alias_phrase(alias: str) -> tuple[str, bool]:
 
 
 def kind_of(concept: Concept) -> str:
-    """Which wordings fit: `condition`, `drug`, `tissue`, or `means` (procedures, materials, instruments)."""
+    """Which wordings fit: a kind of `grammar.yaml`, `condition`, `tissue`, or `means` (procedures, materials)."""
     for kind, ids in rules()["kinds"].items():
         if concept.id in ids:
             return kind
@@ -132,6 +132,11 @@ def kind_of(concept: Concept) -> str:
     ):
         return "condition"
     return "tissue" if concept.field in rules()["tissue_fields"] else "means"
+
+
+def base_of(kind: str) -> str:
+    """The kind whose wordings serve where `kind` has none of its own; most kinds are their own base."""
+    return rules()["bases"].get(kind, kind)
 
 
 def head_word(phrase: str) -> str:

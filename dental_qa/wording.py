@@ -7,11 +7,13 @@ Wordings come in three groups, `train`, `validation` and `test`; which split use
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from functools import cache
 from random import Random
 from typing import Any
 
-from .grammar import capitalise, kind_of, render
+from .grammar import base_of, capitalise, kind_of, render
 from .loading import PACKAGE, read_yaml
 from .schema import ASPECTS, STYLES, Concept
 
@@ -30,11 +32,13 @@ def parts() -> dict[str, Any]:
     return read_yaml(PACKAGE / "parts.yaml")
 
 
-def _variant(table: dict[str, Any], concept: Concept, aspect: str, has_neighbour: bool) -> Any:
+def variant(table: dict[str, Any], concept: Concept, aspect: str, has_neighbour: bool) -> Any:
+    """The entry of a table of wordings that fits the concept's kind: `aspect@kind`, or the nearest there is."""
     if aspect == "comparison" and not has_neighbour:
         return table["comparison@alone"]
     kind = kind_of(concept)
-    for key in (f"{aspect}@{kind}", *([] if kind == "condition" else [f"{aspect}@means"])):
+    base = base_of(kind)
+    for key in (f"{aspect}@{kind}", f"{aspect}@{base}", *([] if base == "condition" else [f"{aspect}@means"])):
         if key in table:
             return table[key]
     return table[aspect]
@@ -42,7 +46,7 @@ def _variant(table: dict[str, Any], concept: Concept, aspect: str, has_neighbour
 
 def single_templates(concept: Concept, aspect: str, group: str, style: str, has_neighbour: bool) -> list[str]:
     """The templates for a question about one aspect."""
-    return _variant(phrasings(), concept, aspect, has_neighbour)[group][style]
+    return variant(phrasings(), concept, aspect, has_neighbour)[group][style]
 
 
 def part_question(
@@ -56,7 +60,7 @@ def part_question(
     if len(aspects) not in (2, 3):
         raise ValueError(f"a joined question takes 2 or 3 aspects, not {len(aspects)}: {aspects!r}.")
     has_neighbour = bool(values["y"])
-    chosen = [_variant(parts()["aspects"], concept, aspect, has_neighbour)[group] for aspect in aspects]
+    chosen = [variant(parts()["aspects"], concept, aspect, has_neighbour)[group] for aspect in aspects]
     lead = rng.choice(chosen[0]["lead"]).format_map(values)
     follows = [rng.choice(part["follow"]).format_map(values) for part in chosen[1:]]
     nouns = [rng.choice(part["noun"]).format_map(values) for part in chosen]
@@ -90,6 +94,25 @@ def decapitalise(sentence: str) -> str:
 
 def is_one_sentence(question: str) -> bool:
     return not any(mark in question[:-1] for mark in ("? ", ". ", ": ", "! "))
+
+
+def normalised(template: str) -> str:
+    """A wording by its words alone: small letters, no punctuation, the concept's name as one slot."""
+    text = re.sub(r"\{[nx]\}", "_", template.lower())
+    return " ".join(re.sub(r"[^a-z_ ]", "", text).split())
+
+
+def held_out_wordings() -> frozenset[str]:
+    """Every wording under validation and test, `normalised`: what a model that is to be tested must not train on."""
+
+    def texts(entry: Any, held_out: bool) -> Iterator[str]:
+        if isinstance(entry, dict):
+            for key, value in entry.items():
+                yield from texts(value, held_out or key in GROUPS[1:])
+        elif held_out:
+            yield from entry
+
+    return frozenset(normalised(text) for table in (phrasings(), parts()) for text in texts(table, False))
 
 
 def wording_errors() -> list[str]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """
-The command line: `mambaformer ask`, `mambaformer compose`, `mambaformer demo`.
+The command line: `mambaformer ask`, `mambaformer compose`, `mambaformer merge`, `mambaformer demo`.
 
 Only parses and dispatches. Each command lives in a module of its own, imported when it runs, so that `--help` loads
 neither torch nor transformers. An error that a user can mend is one or two lines on stderr and exit code 2;
@@ -53,6 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compose.add_argument("--et5-revision", metavar="REV", help="pin ET5's revision on the Hub")
     compose.add_argument("--emamba-revision", metavar="REV", help="pin EMamba's revision on the Hub")
+
+    merge = commands.add_parser("merge", help="write the whole model of adapters on named bases")
+    merge.set_defaults(module="cli_merge")
+    merge.add_argument("adapters", metavar="PATH_OR_ID", help="what was saved as adapters: a folder or a Hub id")
+    merge.add_argument("out", metavar="DIR", help="new or empty folder for model and tokenizer")
+    merge.add_argument("--et5", metavar="ID", help="ET5's base; default: the one that the adapters name")
+    merge.add_argument("--emamba", metavar="ID", help="EMamba's base; default: the one that the adapters name")
+    merge.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
 
     demo = commands.add_parser("demo", help="answer five dental questions and show the routing")
     demo.set_defaults(module="cli_demo")

@@ -16,6 +16,7 @@ from transformers import initialization as init
 
 from ..configuration.configuration_mambaformer import MambaFormerConfig
 from ..configuration.remote_code import OwnRemoteCodeMixin
+from .adapter_checkpoint import is_adapter_checkpoint, load_adapter_checkpoint
 from .cache_mambaformer import MambaFormerCache, RoutingRequest
 from .checkpoint_loading import check_finite, reading_weights
 from .composition import compose_experts
@@ -46,12 +47,15 @@ class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args, **kwargs) -> MambaFormerPreTrainedModel:
         """
-        Load a saved model as every class of transformers does.
+        Load a saved model as every class of transformers does, or one saved as adapters on named bases, merged.
 
         Raises:
+            ImportError: for adapters where PEFT is not installed.
             OSError: for a checkpoint that cannot be found, or a file of it that is damaged or cut short.
             ValueError: for weights that are not finite or do not fit `config.json`, or an impossible configuration.
         """
+        if "state_dict" not in kwargs and is_adapter_checkpoint(pretrained_model_name_or_path, **kwargs):
+            return load_adapter_checkpoint(cls, pretrained_model_name_or_path, *model_args, **kwargs)
         with reading_weights(pretrained_model_name_or_path):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, pretrained_model_name_or_path)
@@ -116,6 +120,19 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             model.save_pretrained("mambaformer/")
         """
         return compose_experts(cls, et5, emamba, tokenizer, **kwargs)
+
+    @classmethod
+    def from_adapters_pretrained(
+        cls, pretrained_model_name_or_path: str, et5: str | None = None, emamba: str | None = None, **kwargs
+    ) -> MambaFormerForConditionalGeneration:
+        """
+        Put saved adapters on their bases; see `load_adapter_checkpoint` for the arguments and the errors.
+
+        Example::
+
+            model = MambaFormerForConditionalGeneration.from_adapters_pretrained("adapters/", emamba="mamba-130m-hf/")
+        """
+        return load_adapter_checkpoint(cls, pretrained_model_name_or_path, et5, emamba, **kwargs)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """ET5's encoder; `generate` does not run it unless a token is routed."""

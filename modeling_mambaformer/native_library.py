@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
@@ -20,7 +21,13 @@ CHUNK = 32
 
 
 def _library_folders() -> list[Path]:
-    """Folders that may hold the library: next to this room, or in an installed package if this file was copied out."""
+    """
+    Folders that may hold the library: next to this room, or in an installed package if this file was copied out.
+
+    The environment variable `MAMBAFORMER_NATIVE` names another folder instead, as for a build with sanitizers.
+    """
+    if os.environ.get("MAMBAFORMER_NATIVE"):
+        return [Path(os.environ["MAMBAFORMER_NATIVE"])]
     here = Path(__file__).resolve().parent
     if here.name == "modeling_mambaformer":
         return [here.parent / "native"]

@@ -32,7 +32,13 @@ from mambaformer.trainer.pretrain_data import (
     read_medquad,
     shorten_context,
 )
-from mambaformer.trainer.pretrain_loss import HeadCrossEntropy, fuse_activations, pretraining_loss, target_hidden
+from mambaformer.trainer.pretrain_loss import (
+    HeadCrossEntropy,
+    fuse_activations,
+    pretraining_loss,
+    target_hidden,
+    token_shares,
+)
 from mambaformer.trainer.pretrain_probe import JsonlLog, greedy, teacher_forced
 from mambaformer.trainer.pretrain_tasks import TASKS, Example, recall_examples, split_sentences
 
@@ -252,6 +258,12 @@ def test_head_cross_entropy_is_cross_entropy():
     torch.testing.assert_close(ours, theirs)
 
 
+def test_first_tokens_of_a_sentence_weigh_more():
+    labels = torch.tensor([[5, 6, 9, 5, 7, 1], [6, 6, 6, 1, -100, -100]])  # 9 ends a sentence
+    weights = torch.tensor([3.0, 3, 1, 3, 3, 1, 3, 3, 1, 1])
+    torch.testing.assert_close(token_shares(labels, torch.tensor([9]), 2, 3.0), weights / weights.sum())
+
+
 def test_first_tokens_weigh_more_where_asked(arguments):
     model = build(arguments, "et5").eval()
     store = TokenStore(arguments.data_dir / "train")
@@ -262,7 +274,8 @@ def test_first_tokens_weigh_more_where_asked(arguments):
     weights = torch.ones(wanted.shape)
     weights[:, :2] = 5.0
     expected = (each * weights[wanted]).sum() / weights[wanted].sum()
-    torch.testing.assert_close(pretraining_loss(model, "et5", batch, 2, 5.0), expected)
+    shares = token_shares(batch["labels"], torch.tensor([], dtype=torch.long), 2, 5.0)
+    torch.testing.assert_close(pretraining_loss(model, "et5", batch, shares), expected)
 
 
 @pytest.mark.parametrize("expert", ["et5", "emamba"])

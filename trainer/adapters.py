@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..modeling_mambaformer.adapter_checkpoint import merge_expert
 from .arguments import EXPERTS, MambaFormerTrainingArguments
 
 ET5_TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
@@ -103,6 +104,10 @@ def prepare_stage(model: nn.Module, args: MambaFormerTrainingArguments) -> None:
         add_adapters(model, args)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(experts and "lora_" in name)
+    for part in (model.et5, model.emamba):  # adapters kept from an earlier stage are plain weights to the router
+        for _, layer in adapted_layers(part):
+            for dropout in layer.lora_dropout.values():
+                dropout.p = args.lora_dropout if experts else 0.0
     for part in (model.router, model.gate):
         part.requires_grad_(routing)
     if experts:
@@ -119,16 +124,7 @@ def prepare_stage(model: nn.Module, args: MambaFormerTrainingArguments) -> None:
 
 def merge_adapters(model: nn.Module) -> int:
     """Fold every adapter into its layer's plain weight, in place; returns how many there were."""
-    merged = 0
-    for expert in EXPERTS:
-        part = getattr(model, expert)
-        for name, layer in adapted_layers(part):
-            layer.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(part.get_submodule(parent), child, layer.get_base_layer())
-            merged += 1
-        if hasattr(part, "peft_config"):
-            del part.peft_config
+    merged = sum(merge_expert(getattr(model, expert)) for expert in EXPERTS)
     model.requires_grad_(True)
     return merged
 

@@ -158,6 +158,8 @@ def read_pubmedqa(path: Path, split: str) -> Dataset:
             "question": [row["QUESTION"] for row in rows],
             "context": [" ".join(row["CONTEXTS"]) for row in rows],
             "answer": [row["LONG_ANSWER"] for row in rows],
+            "id": splits[split],
+            "decision": [row["final_decision"] for row in rows],
         }
     )
 

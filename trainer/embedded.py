@@ -4,9 +4,9 @@ Make the embedded default again, from text to the folder that the package ships.
 
     python -m mambaformer.trainer.embedded [--out mambaformer/embedded]
 
-Tokenizer and token stores first; then both experts side by side, one core each, in two and three passes; then
-adapters, router and thresholds (`run.py`). Everything lies under `runs/`, and a command given again goes on where it
-was stopped. The minutes are wall-clock on two cores: on another machine the same command sees more or fewer tokens.
+Tokenizer and token store first; then both experts side by side, one core each; then adapters, router and thresholds
+(`run.py`). Everything lies under `runs/`, and a command given again goes on where it was stopped. Pretraining ends by
+the clock: on another machine the same command sees more or fewer tokens.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-PASSES = {
-    "embedded_pretrain": {"et5": 30, "emamba": 50},
-    "embedded_pretrain_wordings": {"et5": 26, "emamba": 23},
-    "embedded_pretrain_openings": {"emamba": 16},
-}
-"""Minutes of each pass by expert; each pass has a YAML file and a folder of its name."""
+PRETRAINING = Path("runs/embedded_pretrain")
 
 
 def command(module: str, *arguments: str) -> None:
@@ -32,12 +27,9 @@ def command(module: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", f"mambaformer.trainer.{module}", *arguments], check=True)
 
 
-def pretrain_expert(expert: str) -> None:
-    """All passes of one expert, skipping what is finished."""
-    for name, minutes in PASSES.items():
-        if expert in minutes and not (Path("runs") / name / expert / "config.json").is_file():
-            config = str(CONFIGS / f"{name}.yaml")
-            command("pretrain", config, "--expert", expert, "--max_minutes", str(minutes[expert]))
+def pretrain(*arguments: str) -> None:
+    """One step of `trainer.pretrain` with the shipped configuration."""
+    command("pretrain", str(CONFIGS / "embedded_pretrain.yaml"), *arguments)
 
 
 def main() -> None:
@@ -45,11 +37,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("mambaformer/embedded"), help="folder of the result")
     out = parser.parse_args().out
-    for name in PASSES:
-        if not (Path("runs") / name / "data" / "probes.json").is_file():
-            command("pretrain", str(CONFIGS / f"{name}.yaml"), "--stage", "data")
+    if not (PRETRAINING / "data" / "probes.json").is_file():
+        pretrain("--stage", "data")
+    experts = [name for name in ("et5", "emamba") if not (PRETRAINING / name / "config.json").is_file()]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for finished in [pool.submit(pretrain_expert, expert) for expert in ("et5", "emamba")]:
+        for finished in [pool.submit(pretrain, "--expert", name) for name in experts]:
             finished.result()
     command("run", str(CONFIGS / "dental_embedded.yaml"), "--resume", "true")
     shutil.copytree("runs/dental_embedded/model", out, dirs_exist_ok=True)

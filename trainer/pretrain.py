@@ -51,7 +51,7 @@ from .pretrain_data import (
     read_dental_qa,
     read_medquad,
 )
-from .pretrain_loss import fuse_activations, pretraining_loss
+from .pretrain_loss import fuse_activations, pretraining_loss, token_shares
 from .pretrain_probe import COLLATE, EXPERTS, JsonlLog, ProbeCallback
 from .pretrain_questions import reworded_rows
 from .pretrain_tasks import recall_examples, split_sentences
@@ -73,9 +73,9 @@ class PretrainArguments:
     initial_dir: str = field(
         default="", metadata={"help": "Earlier run to go on from: its tokenizer and its weights."}
     )
-    rewordings: int = field(default=0, metadata={"help": "Random wordings made of every DentalQA answer's question."})
-    first_tokens: int = field(default=6, metadata={"help": "How many target tokens `first_weight` applies to."})
-    first_weight: float = field(default=1.0, metadata={"help": "Weight of a target's first tokens in the loss."})
+    rewordings: int = field(default=0, metadata={"help": "Random questions for every aspect of a DentalQA concept."})
+    first_tokens: int = field(default=6, metadata={"help": "How many tokens of a sentence `first_weight` applies to."})
+    first_weight: float = field(default=1.0, metadata={"help": "Weight of a sentence's first tokens in the loss."})
     vocab_size: int = 8000
     max_source_tokens: int = 320
     max_target_tokens: int = 96
@@ -153,8 +153,8 @@ def prepare_data(arguments: PretrainArguments) -> None:
     validation = read_dental_qa(arguments.dental_qa, "validation")
     examples = dental_examples(train, arguments.max_context_words, arguments.seed)
     if arguments.rewordings:
-        concepts = {concept.id: concept for concept in load_concepts()[0]}
-        reworded = reworded_rows(train, concepts, arguments.rewordings, arguments.seed)
+        trained = {row["concept"] for row in train}
+        reworded = reworded_rows(load_concepts()[0], trained, arguments.rewordings, arguments.seed)
         examples += [Example(format_source(question), answer, "dental") for question, answer in reworded]
     medquad = read_medquad(arguments.medquad)[: arguments.medquad_rows] if arguments.medquad else []
     examples += medquad_examples(medquad, arguments.seed)
@@ -222,8 +222,8 @@ def build_expert(arguments: PretrainArguments, tokenizer) -> nn.Module:
         )
         # A head of its own, as in T5 v1.1: transformers ties it at construction whatever the configuration says. Tied,
         # the embeddings must be small for the head's sake, the residual stream drowns them, and training crawls.
-        head = torch.empty_like(model.shared.weight).normal_(std=arguments.et5_d_model**-0.5)
-        model.lm_head.weight = nn.Parameter(head)
+        # It starts as a scaled copy of the embeddings, so that what is read can be written before either has moved.
+        model.lm_head.weight = nn.Parameter(model.shared.weight.detach() * arguments.et5_d_model**-0.5)
         model.generation_config = GenerationConfig(decoder_start_token_id=tokenizer.pad_token_id, **ids)
         return model
     model = MambaForCausalLM(
@@ -266,12 +266,12 @@ class PretrainTrainer(Trainer):
 
     def __init__(
         self, *args, expert: str, sampler: MixtureBatchSampler, probe: ProbeCallback, min_lr_rate: float,
-        first_tokens: int, first_weight: float, **kwargs,
+        first_tokens: int, first_weight: float, sentence_ends: torch.Tensor, **kwargs,
     ):  # fmt: skip
         super().__init__(*args, callbacks=[probe], **kwargs)
         self.expert, self.sampler, self.probe, self.min_lr_rate = expert, sampler, probe, min_lr_rate
         self.model_accepts_loss_kwargs = False
-        self.first_tokens, self.first_weight = first_tokens, first_weight
+        self.first_tokens, self.first_weight, self.sentence_ends = first_tokens, first_weight, sentence_ends
 
     def get_train_dataloader(self) -> DataLoader:
         loader = DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator)
@@ -301,7 +301,8 @@ class PretrainTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = pretraining_loss(model, self.expert, inputs, self.first_tokens, self.first_weight)
+        shares = token_shares(inputs["labels"], self.sentence_ends, self.first_tokens, self.first_weight)
+        loss = pretraining_loss(model, self.expert, inputs, shares)
         targets = int((inputs["labels"] != IGNORE).sum())
         fed = inputs["labels"].numel() if self.expert == "emamba" else 0  # these stand in the attention mask too
         self.probe.count(int(inputs["attention_mask"].sum()) - fed + targets)
@@ -360,6 +361,7 @@ def train(arguments: PretrainArguments) -> Path:
         min_lr_rate=arguments.min_lr_rate,
         first_tokens=arguments.first_tokens,
         first_weight=arguments.first_weight,
+        sentence_ends=torch.tensor([i for i in range(len(tokenizer)) if tokenizer.decode([i]).endswith(".")]),
     )
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     log.write(

@@ -68,20 +68,38 @@ class HeadCrossEntropy(torch.autograd.Function):
         return for_hidden * grad_output, for_weight * grad_output, None, None
 
 
-def pretraining_loss(
-    model: nn.Module, expert: str, batch: dict[str, torch.Tensor], first_tokens: int = 0, first_weight: float = 1.0
+def token_shares(
+    labels: torch.Tensor, sentence_ends: torch.Tensor, first_tokens: int = 0, first_weight: float = 1.0
 ) -> torch.Tensor:
     """
-    Weighted mean loss over the target tokens of a batch, with a graph; a scalar in float32.
+    Each target token's part (N,) of the mean loss, float32, summing to 1, in the order of `labels[labels != -100]`.
 
-    The first `first_tokens` of each target weigh `first_weight`, the others 1: in an answer they say what it is about.
+    The first `first_tokens` of every sentence weigh `first_weight`, the others 1: there a sentence says what it is
+    about, and there an answer ends or goes on.
+
+    Args:
+        labels: (B, T) int64, -100 at padding.
+        sentence_ends: ids of the tokens that end a sentence.
     """
+    wanted = labels != IGNORE  # (B, T)
+    starts = torch.zeros_like(wanted)
+    starts[:, 0] = True
+    starts[:, 1:] = torch.isin(labels[:, :-1], sentence_ends)
+    early = torch.zeros_like(wanted)
+    for distance in range(min(first_tokens, labels.shape[1])):
+        early[:, distance:] |= starts[:, : labels.shape[1] - distance]
+    weights = torch.where(early, first_weight, 1.0)[wanted]  # (N,)
+    return weights / weights.sum()
+
+
+def pretraining_loss(
+    model: nn.Module, expert: str, batch: dict[str, torch.Tensor], shares: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean loss over the N target tokens of a batch, weighted by `shares` (N,); a scalar in float32, with a graph."""
     hidden, gold = target_hidden(model, expert, batch)
-    wanted = batch["labels"] != IGNORE  # (B, T)
-    weights = torch.ones(wanted.shape, device=gold.device)
-    weights[:, :first_tokens] = first_weight
-    share = weights[wanted] / weights[wanted].sum()  # (N,)
-    return HeadCrossEntropy.apply(hidden, model.lm_head.weight, gold, share)
+    if shares is None:
+        shares = token_shares(batch["labels"], gold.new_empty(0))
+    return HeadCrossEntropy.apply(hidden, model.lm_head.weight, gold, shares)
 
 
 def fuse_activations(model: nn.Module) -> nn.Module:

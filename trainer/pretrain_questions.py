@@ -3,192 +3,109 @@
 Many wordings of a question, so that a tiny model learns to look for the concept and the aspects in it.
 
 Trained on a few fixed phrasings, a model of a few million parameters learns those by heart and mistakes the concept in
-any other. Here a question is put together at random from an opening, a cue for each aspect and a closing, thousands of
-ways; the wordings are this file's own, and no test split is read.
+any other. Here each question is put together at random from `question_wordings.yaml`, thousands of ways, under the
+concept's name or one of its aliases, and asks for one, two or three aspects. Left to the held-out splits are the
+wordings that DentalQA keeps for them (the file was written without sight of those; what it shares with them by chance
+is not used) and the combinations of aspects that they ask for.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
+from ..dental_qa.grammar import alias_slots, capitalise, concept_slots, is_usable
+from ..dental_qa.loading import ambiguous_names, read_yaml
 from ..dental_qa.schema import Concept
+from ..dental_qa.splitting import plan
+from ..dental_qa.wording import held_out_wordings, normalised, variant
 
-CUES: dict[str, tuple[list[str], list[str]]] = {
-    # aspect: (cues that name {x}, cues that follow a name; {n} is the neighbour, {its}/{it}/{is}/{does} agree with it)
-    "definition": (
-        ["what {x} {is}", "the nature of {x}", "the definition of {x}", "what {x} means", "{x} in simple words"],
-        ["what {it} {is}", "{its} definition", "what that means", "a short description", "a definition"],
-    ),
-    "causes": (
-        ["the causes of {x}", "why {x} happens", "what leads to {x}", "the reasons for {x}", "where {x} comes from"],
-        ["the causes", "why {it} happens", "what leads to {it}", "{its} origin", "what is behind {it}"],
-    ),
-    "symptoms": (
-        [
-            "the signs of {x}",
-            "the symptoms of {x}",
-            "how {x} shows itself",
-            "how to notice {x}",
-            "what {x} feels like",
-        ],
-        ["the signs", "{its} symptoms", "how {it} shows itself", "how to notice {it}", "what one sees or feels"],
-    ),
-    "diagnosis": (
-        ["the diagnosis of {x}", "how {x} {is} found", "tests for {x}", "how dentists check for {x}"],
-        ["the diagnosis", "how {it} {is} found", "the tests for {it}", "how dentists check for {it}"],
-    ),
-    "treatment": (
-        ["the treatment of {x}", "how {x} {is} treated", "what helps with {x}", "the care of {x}", "managing {x}"],
-        [
-            "the treatment",
-            "how {it} {is} treated",
-            "what helps",
-            "how to manage {it}",
-            "what a dentist does about {it}",
-        ],
-    ),
-    "procedure": (
-        ["the steps of {x}", "how {x} {is} carried out", "the procedure for {x}", "how {x} {is} done"],
-        ["the steps", "how {it} {is} carried out", "the procedure", "how {it} {is} done"],
-    ),
-    "prevention": (
-        ["how to prevent {x}", "the prevention of {x}", "how to avoid {x}", "protection from {x}"],
-        ["the prevention", "how to prevent {it}", "how to avoid {it}", "what lowers the risk"],
-    ),
-    "complications": (
-        ["the complications of {x}", "the risks of {x}", "what can go wrong with {x}", "problems after {x}"],
-        ["the complications", "the risks", "what can go wrong", "possible problems"],
-    ),
-    "prognosis": (
-        ["the outlook for {x}", "the prognosis of {x}", "how {x} usually turns out", "what to expect from {x}"],
-        ["the outlook", "the prognosis", "how {it} usually turns out", "what to expect in the long run"],
-    ),
-    "aftercare": (
-        ["the aftercare of {x}", "what to do after {x}", "looking after yourself following {x}", "recovery from {x}"],
-        ["the aftercare", "what to do afterwards", "the care that follows", "what to mind afterwards"],
-    ),
-    "urgent_care": (
-        [
-            "when {x} {is} urgent",
-            "when to get help quickly with {x}",
-            "warning signs with {x}",
-            "emergencies with {x}",
-        ],
-        ["when {it} {is} urgent", "when to get help quickly", "the warning signs", "when not to wait"],
-    ),
-    "comparison": (
-        ["how {x} differs from {n}", "{x} compared with {n}", "the difference between {x} and {n}", "{x} versus {n}"],
-        [
-            "how {it} differs from {n}",
-            "the difference from {n}",
-            "a comparison with {n}",
-            "how {it} compares with {n}",
-        ],
-    ),
-    "uses": (
-        ["the uses of {x}", "what {x} {is} used for", "when {x} {is} used", "where {x} helps"],
-        ["the uses", "what {it} {is} used for", "when {it} {is} used", "where {it} helps"],
-    ),
-    "function": (
-        ["the function of {x}", "what {x} {does}", "how {x} works", "the job of {x}"],
-        ["the function", "what {it} {does}", "how {it} works", "the job {it} {does}"],
-    ),
-}
-OPENINGS = (
-    "Tell me about", "Please explain", "Explain", "Describe", "Describe briefly", "I want to understand",
-    "Could you explain",
-    "Can you tell me about", "I have a question about", "My question is about", "Write a few lines on", "Summarise",
-    "Help me understand", "Say something about", "For my exam I need", "A patient asks about", "Teach me", "Outline",
-    "In short:", "I am curious about", "What should I know about", "What do you know about", "Information on", "",
-)  # fmt: skip
-FRONTS = (
-    "About {x}:", "Regarding {x},", "Concerning {x}:", "{x}:", "{x}.", "{x}?", "On {x}:", "My dentist mentioned {x}.",
-    "I have heard of {x}.", "My note says {x}.", "I have to deal with {x}.", "Topic: {x}.",
-    "A friend talked about {x}.",
-    "The subject is {x}.", "As for {x},", "{x} came up today.",
-)  # fmt: skip
-ASKS = (
-    "",
-    "tell me",
-    "please give",
-    "I need",
-    "what about",
-    "explain",
-    "I would like",
-    "briefly",
-    "please cover",
-    "describe",
-)
-JOINTS = (" and ", ", and ", " as well as ", " and also ", ", then ", " plus ", ", together with ", "; ")
-CLOSINGS = (
-    ".",
-    "?",
-    ", please.",
-    "",
-    " Thank you.",
-    ". Please be brief.",
-    ", in plain words.",
-    ". I am a student.",
-    "!",
-)
-GREETINGS = (
-    "",
-    "",
-    "",
-    "",
-    "Hello. ",
-    "Hi, ",
-    "Excuse me, ",
-    "Quick question: ",
-    "Doctor, ",
-    "Good morning. ",
-    "Sorry to ask. ",
-)
+ASPECT_COUNTS = {1: 0.45, 2: 0.45, 3: 0.10}
+"""How often a question asks for so many aspects."""
+ALIAS_SHARE = 0.35
+FULL_SHARE = 0.4
+AROUND_SHARE = 0.4
 
 
-def reworded(concept: Concept, name: str, aspects: list[str], neighbour: str, rng: random.Random) -> str:
+@cache
+def wordings() -> dict[str, Any]:
+    """`question_wordings.yaml` (aspects, frames, triples, singles, around) without what DentalQA holds out."""
+    held_out = held_out_wordings()
+
+    def free(entry: Any) -> Any:
+        if isinstance(entry, dict):
+            return {key: free(value) for key, value in entry.items()}
+        return [text for text in entry if text == "{q}" or normalised(text) not in held_out]
+
+    return free(read_yaml(Path(__file__).with_name("question_wordings.yaml")))
+
+
+def reworded(concept: Concept, aspects: tuple[str, ...], values: dict[str, str], rng: random.Random) -> str:
     """
-    A random question about `aspects` of `concept`.
+    A random question about one to three `aspects` of `concept`, in their canonical order.
 
     Args:
-        name: how the concept is called here, with or without its article, or an alias.
-        neighbour: the name of the concept it is compared with, "" where there is none.
+        values: the slots of its name (`grammar.concept_slots` or `alias_slots`).
     """
-    words = {"x": name, "n": neighbour or "its neighbour"}
-    agree = ("they", "their", "are", "do") if concept.plural else ("it", "its", "is", "does")
-    words |= dict(zip(("it", "its", "is", "does"), agree, strict=True))
-    if rng.random() < 0.5:
-        first = rng.choice(CUES[aspects[0]][0])
-        rest = [rng.choice(CUES[aspect][1]) for aspect in aspects[1:]]
-        text = f"{rng.choice(OPENINGS)} {rng.choice(JOINTS).join([first, *rest])}"
+    parts = [variant(wordings()["aspects"], concept, aspect, bool(values["y"])) for aspect in aspects]
+    if len(aspects) == 1 and rng.random() < FULL_SHARE:
+        question = rng.choice(parts[0]["full"]).format_map(values)
     else:
-        cues = [rng.choice(CUES[aspect][1]) for aspect in aspects]
-        text = f"{rng.choice(FRONTS)} {rng.choice(ASKS)} {rng.choice(JOINTS).join(cues)}"
-    text = " ".join((rng.choice(GREETINGS) + text.format(**words)).split()) + rng.choice(CLOSINGS)
-    if rng.random() < 0.8:
-        text = text[:1].upper() + text[1:]
-    return text.replace(":,", ":").replace("..", ".").replace("?,", "?")
+        lead, about = (rng.choice(parts[0][kind]).format_map(values) for kind in ("lead", "about"))
+        follows = [rng.choice(part["follow"]).format_map(values) for part in parts[1:]] or [""]
+        nouns = [rng.choice(part["noun"]).format_map(values) for part in parts]
+        frame = rng.choice(wordings()[{1: "singles", 2: "frames", 3: "triples"}[len(aspects)]])
+        filled = {
+            **values,
+            "lead": lead,
+            "Lead": capitalise(lead),
+            "about": about,
+            "follow": follows[0],
+            "Follow": capitalise(follows[0]),
+            "follow2": follows[-1],
+            **dict(zip("abc", nouns, strict=False)),
+        }
+        question = frame.format_map(filled)
+    question = capitalise(question)
+    if rng.random() < AROUND_SHARE:
+        question = rng.choice(wordings()["around"]).format_map({**values, "q": question})
+    return question
 
 
-def reworded_rows(rows: list[dict], concepts: dict[str, Concept], each: int, seed: int) -> list[tuple[str, str]]:
+def training_combinations(concept: Concept) -> dict[int, list[tuple[str, ...]]]:
+    """The aspects, pairs and triples of aspects that no held-out split asks for; size -> combinations."""
+    pairs = plan(concept, held_out=False).pairs["train"]
+    free = set(pairs)
+    triples = [t for t in combinations(concept.aspects, 3) if all(pair in free for pair in combinations(t, 2))]
+    return {1: [(aspect,) for aspect in concept.aspects], 2: pairs, 3: triples}
+
+
+def reworded_rows(concepts: list[Concept], trained: Iterable[str], each: int, seed: int) -> list[tuple[str, str]]:
     """
-    `each` random questions for every distinct answer of the context-free `rows`, twice as many where it has several
-    aspects; pairs of question and answer.
+    About `each` random questions for every aspect of the concepts whose ids are in `trained`, with their answers.
+
+    Args:
+        concepts: all concepts; neighbours and ambiguous aliases are looked up in them.
     """
     rng = random.Random(seed)
+    known = {concept.id: concept for concept in concepts}
+    ambiguous = ambiguous_names(concepts)
     made: list[tuple[str, str]] = []
-    seen: set[tuple[str, str, str]] = set()
-    for row in rows:
-        key = (row["concept"], row["aspect"], row["answer"])
-        aspects = row["aspect"].split("+")
-        if row["context"] or key in seen or not all(aspect in CUES for aspect in aspects):
-            continue
-        seen.add(key)
-        concept = concepts[row["concept"]]
-        neighbour = concepts[concept.neighbour].name if concept.neighbour in concepts else ""
-        names = [concept.name, concept.name, f"the {concept.name}", *concept.aliases[:1]]
-        if not concept.plural:
-            names.append(f"{'an' if concept.name[:1] in 'aeiou' else 'a'} {concept.name}")
-        for _ in range(each * (2 if len(aspects) > 1 else 1)):
-            made.append((reworded(concept, rng.choice(names), aspects, neighbour, rng), row["answer"]))
+    for concept in (known[name] for name in sorted(set(trained))):
+        neighbour = known.get(concept.neighbour or "")
+        aliases = [a for a in concept.aliases if a.lower() not in ambiguous and is_usable(a)]
+        allowed = {size: found for size, found in training_combinations(concept).items() if found}
+        for _ in range(each * len(concept.aspects)):
+            size = rng.choices(list(allowed), [ASPECT_COUNTS[n] for n in allowed])[0]
+            aspects = rng.choice(allowed[size])
+            if aliases and rng.random() < ALIAS_SHARE:
+                values = alias_slots(rng.choice(aliases), neighbour)
+            else:
+                values = concept_slots(concept, neighbour)
+            answer = " ".join(fact for aspect in aspects for fact in concept.facts[aspect])
+            made.append((reworded(concept, aspects, values, rng), answer))
     return made

@@ -7,7 +7,8 @@ Train a MambaFormer from two experts to a complete folder: adapt, distil, calibr
     python -m mambaformer.trainer.run trainer/configs/smoke.yaml --et5 my-t5 --emamba my-mamba
 
 The YAML file gives any field of RunArguments and MambaFormerTrainingArguments, for all stages, or for one under the
-stage's name; the command line overrides it. The result, output_dir/model, is one plain model with its tokenizer, and
+stage's name; the command line overrides it. The result, output_dir/model, is one plain model with its tokenizer (and
+with --save_form adapters, output_dir/adapters holds only what was trained, on named bases), and
 output_dir/training_report.json says what was measured. With --resume true a stopped run goes on.
 """
 
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
                 {name: report[name] for name in ("calibration", "scores", "seconds") if name in report}, indent=1
             )
         )
-        print(f"saved: {folder / 'model'}")
+        saved = {"merged": ["model"], "adapters": ["adapters"], "both": ["model", "adapters"]}[run.save_form]
+        print("saved:", *(folder / name for name in saved))
     return 0
 
 

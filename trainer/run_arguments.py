@@ -18,6 +18,13 @@ class RunArguments:
     )
     dtype: str = field(default="float32", metadata={"help": "Of the weights in memory: float32 or bfloat16."})
     save_dtype: str | None = field(default=None, metadata={"help": "Of the saved weights; default that in memory."})
+    save_form: str = field(
+        default="merged",
+        metadata={
+            "help": "merged: one plain model, in output_dir/model. adapters: adapters and router on the named bases, "
+            "in output_dir/adapters; joint then goes on with the adapters of adapt. both: both folders."
+        },
+    )
     stages: list[str] = field(
         default_factory=lambda: ["adapt", "distil"], metadata={"help": "In this order, of adapt, distil, joint."}
     )
@@ -80,6 +87,8 @@ class RunArguments:
         for name, values in (("dtype", ("float32", "bfloat16")), ("save_dtype", (None, "float32", "bfloat16"))):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {list(values)}.")
+        if self.save_form not in ("merged", "adapters", "both"):
+            raise ValueError(f"save_form is {self.save_form!r}: choose merged, adapters or both.")
         if self.cost_table not in ("measure", "keep"):
             raise ValueError(f"cost_table is {self.cost_table!r}: choose measure or keep.")
         if not self.stages:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback
 
+from .adapter_folder import save_adapters
 from .adapters import load_trainable, merge_adapters, prepare_stage, save_trainable
 from .arguments import MambaFormerTrainingArguments
 from .data import Collator
@@ -269,6 +270,16 @@ class MambaFormerTrainer(Seq2SeqTrainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
         return None
+
+    def save_adapters(self, output_dir: str | None = None, et5: str | None = None, emamba: str | None = None) -> None:
+        """
+        Write adapters, router, rebuilt embeddings and tokenizer, without the bases' weights, into a folder that
+        `from_pretrained` loads; see `adapter_folder.save_adapters`.
+        """
+        if self.args.should_save:
+            plain = self.accelerator.unwrap_model(self.model)
+            folder = output_dir or self.args.output_dir
+            save_adapters(plain, folder, self.processing_class, et5=et5, emamba=emamba)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         if not self.args.should_save:

@@ -16,9 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..dental_qa.lexicon import load_lexicon
+from ..modeling_mambaformer.adapter_checkpoint import is_adapter_checkpoint
 from ..modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
 from ..tokenizer.domain_lexicon import domain_weights
 from ..tokenizer.tokenization_mambaformer import MambaFormerTokenizer
+from .adapter_folder import CollectedAdapters, collect_adapters, write_adapters
 from .adapters import load_trainable, merge_adapters, prepare_stage, save_trainable
 from .arguments import MambaFormerTrainingArguments
 from .calibration import batches, calibrate
@@ -52,12 +54,14 @@ def load(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments]) -> 
     first = next(iter(stages.values()))
     set_seed(first.seed)
     model, tokenizer = load_model(run)
+    if run.save_form != "merged" and first.process_index == 0:
+        collect_adapters(model)  # a base that is missing or another is told before training, not after
     return Loaded(model, tokenizer, load_rows(run, tokenizer, first.seed))
 
 
 def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments], loaded: Loaded) -> dict:
     """
-    Run all stages and write `model/` and `training_report.json` beside their folders.
+    Run all stages and write `model/` or `adapters/`, as `save_form` says, and `training_report.json` beside them.
 
     Returns:
         the report: `cost_table` in milliseconds, each stage's last figures under `stages`, `calibration`, `scores`,
@@ -73,8 +77,16 @@ def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments], lo
     if run.cost_table == "measure":
         model.config.cost_table = shared(measure_costs(model, *typical_lengths(rows["validation"])))
     report["cost_table"] = model.config.cost_table
-    for name, args in stages.items():
+    adapting = [name for name in stages if name != "distil"]
+    collected: CollectedAdapters | None = None
+    for at, (name, args) in enumerate(stages.items()):
         report["stages"][name] = train_stage(name, args, model, tokenizer, rows, run.resume)
+        if run.save_form != "merged":
+            if any(later in adapting for later in list(stages)[at + 1 :]):
+                continue  # the next stage that adapts goes on with these adapters
+            if collected is None and first.process_index == 0:
+                collected = collect_adapters(model)
+        merge_adapters(model)
     if run.save_dtype is not None:  # round before calibrating: thresholds belong to the weights that are saved
         model.to(getattr(torch, run.save_dtype)).to(getattr(torch, run.dtype))
     model.generation_config.max_new_tokens = run.max_target_length
@@ -97,8 +109,11 @@ def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments], lo
     if first.process_index == 0:
         if run.save_dtype is not None:
             model.to(getattr(torch, run.save_dtype))
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+        if run.save_form != "adapters":
+            model.save_pretrained(folder / "model")
+            tokenizer.save_pretrained(folder / "model")
+        if collected is not None:
+            write_adapters(model, collected, folder / "adapters", tokenizer)
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (folder / "training_report.json").write_text(text + "\n", encoding="utf-8")
     return report
@@ -109,7 +124,11 @@ def load_model(run: RunArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     dtype = getattr(torch, run.dtype)
     tokenizer = MambaFormerTokenizer.from_pretrained(run.tokenizer or run.model_name_or_path or run.et5)
     if run.model_name_or_path is not None:
-        model = MambaFormerForConditionalGeneration.from_pretrained(run.model_name_or_path, dtype=dtype)
+        kind = MambaFormerForConditionalGeneration
+        if run.save_form != "merged" and is_adapter_checkpoint(run.model_name_or_path):
+            model = kind.from_adapters_pretrained(run.model_name_or_path, merge=False, dtype=dtype)
+        else:
+            model = kind.from_pretrained(run.model_name_or_path, dtype=dtype)
     else:
         model = MambaFormerForConditionalGeneration.from_experts_pretrained(
             run.et5,
@@ -174,12 +193,11 @@ def train_stage(
     rows: dict[str, Dataset],
     resume: bool,
 ) -> dict:
-    """Train one stage, or take up its finished tensors; the model is plain afterwards. Returns its last figures."""
+    """Train one stage, or take up its finished tensors; its adapters stay in place. Returns its last figures."""
     finished = Path(args.output_dir) / FINISHED
     if resume and finished.is_dir():
         prepare_stage(model, args)
         load_trainable(model, finished)
-        merge_adapters(model)
         return json.loads((finished / "figures.json").read_text(encoding="utf-8"))
     trainer = MambaFormerTrainer(
         model=model,
@@ -196,7 +214,6 @@ def train_stage(
     if args.should_save:
         save_trainable(model, finished)
         (finished / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    merge_adapters(model)
     return figures
 
 

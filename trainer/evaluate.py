@@ -1,0 +1,192 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+Score a MambaFormer and every rule it must beat, in one run.
+
+    python -m mambaformer.trainer.evaluate --model mambaformer/embedded --data dental_qa --splits test_phrasing \
+        test_concept test_long --rows 150 --baselines all --out results/embedded
+
+Into --out go evaluation.json, evaluation.md, the figures as PNG, per_question.npz (each score of each question) and
+answers.jsonl. Thresholds come from validation questions; the test splits are only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+BASELINES = ("budgets", "confidence", "random", "sequence", "soft")
+BUDGETS = (0.01, 0.02, 0.038, 0.08, 0.15, 0.3)
+"""Shares of tokens at which policies are compared; the model's own is added."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mambaformer.trainer.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="PATH_OR_ID", help="folder or Hub id of a trained MambaFormer")
+    add("--data", default="dental_qa", metavar="DATA", help="dental_qa, a file, PubMedQA's ori_pqal.json, a Hub id")
+    add("--splits", nargs="+", default=["test_phrasing", "test_concept", "test_long"], metavar="SPLIT")
+    add("--validation", default="validation", metavar="SPLIT", help="to calibrate on (default: %(default)s)")
+    add("--rows", type=positive, default=150, metavar="N", help="questions a split (default: %(default)s)")
+    add("--calibration-rows", type=positive, default=96, metavar="N", help="default: %(default)s")
+    add("--calibration-seed", type=int, default=0, help="the training run's seed, whose held-out rows are taken again")
+    add("--latency-rows", type=count, default=20, metavar="N", help="to time one by one (default: %(default)s)")
+    add("--baselines", nargs="+", default=["all"], choices=("all", "none", *BASELINES), help="besides both experts")
+    add("--budgets", nargs="+", type=share, default=list(BUDGETS), metavar="SHARE", help="of tokens, between 0 and 1")
+    add("--bert-score", default="minilm", metavar="ENCODER", help="minilm (offline), roberta-large, a folder, or none")
+    add("--bert-layers", type=positive, metavar="N", help="layer of an encoder that bert-score does not know")
+    add("--batch-size", type=positive, default=16, metavar="N")
+    add("--resamples", type=positive, default=2000, metavar="N", help="of the bootstrap (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of samples of questions, of random choices and of the bootstrap")
+    add("--threads", type=positive, metavar="N", help="of torch (default: its own)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    return parser
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A number strictly between 0 and 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1; 3.8 % is 0.038")
+    return value
+
+
+def load_model(source: str):
+    """
+    A trained model in float32, and its tokenizer.
+
+    Raises:
+        ValueError, OSError: naming what is missing or is no MambaFormer.
+    """
+    import torch
+
+    from ..configuration.configuration_mambaformer import MambaFormerConfig
+    from ..modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
+    from ..tokenizer.tokenization_mambaformer import MambaFormerTokenizer
+
+    folder = Path(source)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ValueError(f"--model {source!r} holds no config.json: give the folder of a saved model.")
+    if not folder.exists() and (source.count("/") > 1 or source.startswith((".", "/"))):
+        raise ValueError(f"--model {source!r} does not exist: check the path, or give a Hub id such as owner/name.")
+    kind = MambaFormerConfig.get_config_dict(source)[0].get("model_type")
+    if kind != MambaFormerConfig.model_type:
+        raise ValueError(f"--model {source!r} is a {kind!r} checkpoint, not a MambaFormer: compose and train one.")
+    model = MambaFormerForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
+    return model, MambaFormerTokenizer.from_pretrained(source)
+
+
+def weights_digest(source: str) -> str | None:
+    """SHA-256 over a folder's safetensors files in the order of their names; `None` for a Hub id."""
+    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if files else None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; returns 0, or 2 after an error that the user can mend."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = build_parser().parse_args(argv)
+    began = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - began:6.0f} s] {text}", file=sys.stderr, flush=True)
+
+    try:
+        import torch
+        from transformers.utils import logging
+
+        from .bertscore import named_scorer
+        from .evaluation_data import calibration_questions, load_questions
+
+        logging.disable_progress_bar()
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        model, tokenizer = load_model(arguments.model)
+        lengths = model.config.max_source_length, model.config.max_target_length
+        data = arguments.data, tokenizer, lengths
+        validation = calibration_questions(
+            data[0], arguments.validation, tokenizer, arguments.calibration_rows, arguments.calibration_seed, lengths
+        )
+        splits = [
+            load_questions(data[0], name, tokenizer, arguments.rows, arguments.seed, lengths)
+            for name in dict.fromkeys(arguments.splits)
+        ]
+        scorer = None
+        if arguments.bert_score != "none":
+            scorer = named_scorer(arguments.bert_score, arguments.bert_layers)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("MAMBAFORMER_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())[:600]}", file=sys.stderr)
+        return 2
+
+    from .evaluation_files import write_files
+    from .evaluation_run import evaluate
+
+    wanted = set(BASELINES) if "all" in arguments.baselines else set(arguments.baselines)
+    found = evaluate(
+        model,
+        tokenizer,
+        validation,
+        splits,
+        scorer,
+        budgets=arguments.budgets,
+        wanted=wanted,
+        batch_size=arguments.batch_size,
+        latency_rows=arguments.latency_rows,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        say=say,
+    )
+    found.result = {
+        "command": "python -m mambaformer.trainer.evaluate " + shlex.join(without_folders(argv)),
+        "model": Path(arguments.model).name if Path(arguments.model).is_dir() else arguments.model,
+        "weights_sha256": weights_digest(arguments.model),
+        "data": Path(arguments.data).name if Path(arguments.data).is_file() else arguments.data,
+        "threads": torch.get_num_threads(),
+        "resamples": arguments.resamples,
+        "latency_rows": arguments.latency_rows,
+        **found.result,
+        "seconds": round(time.perf_counter() - began),
+    }
+    write_files(arguments.out, found)
+    say(f"written: {arguments.out / 'evaluation.md'}")
+    return 0
+
+
+def without_folders(argv: list[str]) -> list[str]:
+    """The command line with absolute paths cut to their last part: results name no folders of a machine."""
+    return [Path(word).name if Path(word).is_absolute() else word for word in argv]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

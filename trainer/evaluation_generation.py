@@ -1,0 +1,282 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""Answers written by each policy, what ET5 did for them, and how long one answer takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling_mambaformer.outputs_mambaformer import ENDED, ET5
+from ..modeling_mambaformer.router import TokenRouter
+from .calibration import Unrolled, choose_gate, pad_to
+from .data import Collator
+from .evaluation_gold import GoldPass
+from .evaluation_likelihood import best_sequence_rule
+from .evaluation_policies import SequenceRule, routed_by, threshold_for_cost
+from .router_pass import run_router
+from .utility import CallCosts
+
+
+@dataclass
+class Policy:
+    """
+    How answers are written.
+
+    Attributes:
+        name, label: in files, and in tables. routing: of `generate`; `auto` runs `router` (`None`: as the model comes,
+            with its own thresholds and its cap) at `threshold` and `gate_threshold`, without a cap.
+        sequence: gives whole answers to one expert, by features of the source.
+    """
+
+    name: str
+    label: str
+    routing: str = "auto"
+    router: TokenRouter | None = None
+    threshold: float | None = None
+    gate_threshold: float | None = None
+    sequence: SequenceRule | None = None
+
+
+@dataclass
+class Answers:
+    """
+    n answers of one policy.
+
+    Attributes:
+        texts, ids, experts: one an answer; ids and experts (1: ET5) without what follows the end.
+        counts: by `tokens`, `et5` (written by ET5), `passes`, `caught_up` (positions that ET5 computed), and
+            `encoder_calls`, `(n,)` float each.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    ids: list[np.ndarray] = field(default_factory=list)
+    experts: list[np.ndarray] = field(default_factory=list)
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def cost(self, costs: CallCosts) -> np.ndarray:
+        """What ET5 costs in each answer, `(n,)`, in the unit of `costs`."""
+        counts = self.counts
+        calls = costs.once * counts["passes"] + costs.token * counts["caught_up"]
+        return calls + costs.encoder * counts["encoder_calls"]
+
+
+COUNTS = ("tokens", "et5", "passes", "caught_up", "encoder_calls")
+
+
+@torch.no_grad()
+def write_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    policy: Policy,
+    batch_size: int,
+    features: dict[str, np.ndarray] | None = None,
+    max_new_tokens: int | None = None,
+) -> Answers:
+    """
+    Greedy answers to `rows` in batches of about equal source length; a row's answer does not depend on its batch.
+
+    Args:
+        features: of the sources, for a rule by sequence. max_new_tokens: default the configuration's longest answer.
+    """
+    if policy.sequence is not None:
+        given = policy.sequence.chosen(features)
+        parts = [(np.flatnonzero(given), "et5"), (np.flatnonzero(~given), "emamba")]
+    else:
+        parts = [(np.arange(len(rows)), policy.routing)]
+    found: list[tuple] = [()] * len(rows)
+    collator = Collator(tokenizer)
+    sizes = [len(ids) for ids in rows["input_ids"]]
+    with settings(model, policy):
+        for members, routing in parts:
+            members = sorted(members.tolist(), key=sizes.__getitem__)
+            for start in range(0, len(members), batch_size):
+                chosen = members[start : start + batch_size]
+                batch = collator([rows[i] for i in chosen])
+                for row, answer in zip(chosen, generate(model, batch, routing, max_new_tokens), strict=True):
+                    found[row] = answer
+    ids, experts, counts = zip(*found, strict=True)
+    texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return Answers(texts, list(ids), list(experts), dict(zip(COUNTS, np.array(counts, float).T, strict=True)))
+
+
+def settings(model: nn.Module, policy: Policy):
+    """The context within which the model routes as `policy` says."""
+    if policy.router is None:
+        return nullcontext()
+    return routed_by(model, policy.router, policy.threshold, policy.gate_threshold)
+
+
+def generate(
+    model: nn.Module, batch: dict[str, torch.Tensor], routing: str, max_new_tokens: int | None
+) -> list[tuple]:
+    """One batch: for each row its ids, its experts, and the numbers of `COUNTS`."""
+    device = next(model.parameters()).device
+    output = model.generate(
+        input_ids=batch["input_ids"].to(device),
+        attention_mask=batch["attention_mask"].to(device),
+        routing=routing,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens or model.config.max_target_length,
+        return_dict_in_generate=True,
+    )
+    trace = output.route_trace
+    spoken, by_et5 = trace.expert != ENDED, trace.expert == ET5  # (B, T), (B, T)
+    tokens = spoken.sum(1)
+    # A batch may compute a position twice, since its rows reach different ones; alone a row computes its gaps.
+    caught_up = trace.et5_tokens if routing == "soft" else (trace.gap * by_et5).sum(1)
+    counts = torch.stack([tokens, by_et5.sum(1), trace.et5_passes, caught_up, trace.encoder_calls], dim=1)
+    ids = output.sequences[:, -trace.expert.shape[1] :]
+    return [
+        (ids[i, : tokens[i]].cpu().numpy(), trace.expert[i, : tokens[i]].cpu().numpy(), counts[i].tolist())
+        for i in range(len(ids))
+    ]
+
+
+def time_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    policies: list[Policy],
+    features: dict[str, np.ndarray],
+    max_new_tokens: int | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """
+    Seconds and tokens of each answer, one question at a time. The policies take turns at each question, so that
+    whatever else the machine does meets them all; the first question is answered once before, uncounted.
+    """
+    collator = Collator(tokenizer)
+    times: dict[str, dict[str, list]] = {p.name: {"seconds": [], "tokens": []} for p in policies}
+    for turn, number in enumerate((0, *range(len(rows)))):
+        batch = collator([rows[number]])
+        first = number % len(policies)
+        for policy in policies[first:] + policies[:first]:
+            routing = policy.routing
+            if policy.sequence is not None:
+                own = {name: values[number : number + 1] for name, values in features.items()}
+                routing = "et5" if policy.sequence.chosen(own)[0] else "emamba"
+            with torch.no_grad(), settings(model, policy):
+                start = time.perf_counter()
+                ((ids, *_),) = generate(model, batch, routing, max_new_tokens)
+                seconds = time.perf_counter() - start
+            if turn:
+                times[policy.name]["seconds"].append(seconds)
+                times[policy.name]["tokens"].append(len(ids))
+    return {name: {key: np.array(values) for key, values in record.items()} for name, record in times.items()}
+
+
+@torch.no_grad()
+def unroll_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    answers: Answers,
+    router: TokenRouter,
+    size: int,
+) -> Unrolled:
+    """The pass of `router` over answers that were written, to ask for shares and costs at other thresholds."""
+    collator = Collator(tokenizer)
+    device = next(model.parameters()).device
+    passes, ended = [], []
+    with routed_by(model, router):
+        for start in range(0, len(rows), size):
+            part = range(start, min(start + size, len(rows)))
+            batch = collator([rows[i] for i in part])
+            longest = max(len(answers.ids[i]) for i in part)
+            labels = torch.stack([pad_to(torch.from_numpy(answers.ids[i]), longest, -100) for i in part]).to(device)
+            decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
+            source = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+            passes.append(run_router(model, *source, decoder_ids, model.config.router_threshold, labels == -100))
+            ended.append(labels == -100)
+    return Unrolled(passes, ended)
+
+
+@dataclass
+class Calibrator:
+    """
+    Sets policies' thresholds for generation, on answers to validation questions.
+
+    Attributes:
+        rows: tokenised validation questions, and their `gold` pass. budget: the main one, as a share.
+        costs: in milliseconds. relative: by budget, for the gate.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    rows: Dataset
+    gold: GoldPass
+    routers: dict[str, TokenRouter]
+    costs: CallCosts
+    relative: dict[float, CallCosts]
+    batch_size: int
+
+    def write(self, policy: Policy) -> Answers:
+        """Answers of `policy` to the validation questions."""
+        return write_answers(self.model, self.tokenizer, self.rows, policy, self.batch_size, self.gold.source)
+
+    def unroll(self, answers: Answers, name: str) -> Unrolled:
+        """The pass of the router `name` over `answers`."""
+        arguments = self.model, self.tokenizer, self.rows, answers, self.routers[name], self.batch_size
+        return unroll_answers(*arguments)
+
+    def policies(
+        self, budgets: list[float], main: float, wanted: set[str], say: Callable[[str], None]
+    ) -> list[Policy]:
+        """All policies that are `wanted` by name; `main` is the budget whose cost the others are made to meet."""
+        model = self.model
+        shipped = Policy("mambaformer", "MambaFormer, as it comes")
+        chosen = [Policy("emamba", "EMamba alone", "emamba"), Policy("et5", "ET5 alone", "et5"), shipped]
+        say("calibrating on validation answers")
+        answers = self.write(shipped)
+        spent = float(answers.cost(self.costs).mean())
+        unrolled = self.unroll(answers, "router")
+        if "budgets" in wanted:
+            own = self.gold.unrolled["router"]
+            for budget in budgets:
+                gate = None
+                if model.config.gate_threshold is not None:
+                    delta = self.gold.delta.to(own.margin.device)
+                    gate, _ = choose_gate(model, own, delta, budget, self.relative[budget])
+                threshold = unrolled.threshold_for(model, budget, gate)
+                label = f"MambaFormer at {100 * budget:g} %, no cap"
+                name = f"mambaformer_{100 * budget:g}"
+                chosen.append(Policy(name, label, "auto", self.routers["router"], threshold, gate))
+        if "confidence" in wanted:
+            threshold = self.threshold(answers, "confidence", lambda u: u.threshold_for(model, main))
+            label = f"confidence rule, {100 * main:g} % of tokens"
+            chosen.append(Policy("confidence", label, "auto", self.routers["confidence"], threshold))
+            threshold = self.threshold(
+                answers, "confidence", lambda u: threshold_for_cost(model, u, self.costs, spent)
+            )
+            label = "confidence rule, equal cost"
+            chosen.append(Policy("confidence_cost", label, "auto", self.routers["confidence"], threshold))
+        if "random" in wanted:
+            random = self.unroll(answers, "random")
+            with routed_by(model, self.routers["random"]):
+                threshold = threshold_for_cost(model, random, self.costs, spent)
+            chosen.append(Policy("random_cost", "random, equal cost", "auto", self.routers["random"], threshold))
+        if "sequence" in wanted:
+            tokens = answers.counts["tokens"]
+            whole = self.costs.encoder + tokens * (self.costs.once + self.costs.token)
+            rule = best_sequence_rule(self.gold, whole, spent)
+            chosen.append(Policy("sequence_cost", "choice by sequence, equal cost", sequence=rule))
+        if "soft" in wanted:
+            chosen.append(Policy("soft", "soft mixture of both", "soft"))
+        return chosen
+
+    def threshold(self, answers: Answers, name: str, find: Callable[[Unrolled], float]) -> float:
+        """A rule's threshold on the answers that it writes itself at the threshold found on the model's answers."""
+        with routed_by(self.model, self.routers[name]):
+            first = find(self.unroll(answers, name))
+        written = self.write(Policy(name, name, "auto", self.routers[name], first))
+        with routed_by(self.model, self.routers[name]):
+            return find(self.unroll(written, name))

@@ -1,0 +1,190 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""From an evaluation's figures to tables, and from tables to Markdown; nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .evaluation_statistics import Interval
+
+Table = dict
+"""`title`, `columns` (headings), `rows` (lists of texts or numbers), perhaps `note`."""
+
+METRIC_LABELS = {
+    "bert_score": "BERTScore F1",
+    "token_f1": "Token F1",
+    "rouge_l": "ROUGE-L",
+    "exact_match": "Exact",
+}
+RULE_LABELS = {
+    "mambaformer": "MambaFormer, with its gate",
+    "router": "learned router, gate open",
+    "confidence": "confidence rule",
+    "entropy": "entropy rule",
+    "random": "random",
+    "sequence": "choice by sequence",
+    "informed": "both distributions seen, answer not",
+    "oracle": "oracle",
+}
+EXPERT_LABELS = {
+    "emamba": "EMamba",
+    "et5": "ET5",
+    "soft": "soft mixture by the router",
+    "even_mixture": "even mixture",
+}
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A figure, or a dash where there is none."""
+    return "–" if value != value else f"{value:.{digits}f}"
+
+
+def span(interval: Interval, digits: int = 3) -> str:
+    """A figure with its interval."""
+    low, high = (number(interval[end], digits) for end in ("low", "high"))
+    return f"{number(interval['value'], digits)} [{low}, {high}]"
+
+
+def quality_table(split: str, found: dict) -> Table:
+    """Scores, ET5's work and latency of every policy on one split."""
+    metrics = [m for m in METRIC_LABELS if m in next(iter(found["policies"].values()))["scores"]]
+    work = ["ET5 share", "Passes", "Caught up", "Encoder runs", "ET5 ms", "Median ms", "p95 ms", "Tokens/s"]
+    rows = []
+    for row in found["policies"].values():
+        line = [row["label"], *(span(row["scores"][m]) for m in metrics), f"{row['et5_share']:.1%}"]
+        line += [number(row[k], 2) for k in ("passes", "caught_up", "encoder_calls")] + [number(row["cost_ms"], 1)]
+        latency = row.get("latency")
+        if latency:
+            line += [number(1000 * latency["median"], 0), number(1000 * latency["p95"], 0)]
+            line += [number(latency["tokens_per_second"], 0)]
+        else:
+            line += ["–", "–", "–"]
+        rows.append(line)
+    return {
+        "title": f"Answers to {found['questions']} questions of {split}",
+        "columns": ["Answers by", *(METRIC_LABELS[m] for m in metrics), *work],
+        "rows": rows,
+    }
+
+
+def difference_table(split: str, found: dict) -> Table:
+    """Differences in the scores against both experts and the better of them."""
+    rows = []
+    for row in found["policies"].values():
+        for other, metrics in row.get("less", {}).items():
+            rows.append([row["label"], other, *(span(interval, 4) for interval in metrics.values())])
+    metrics = next((m for row in found["policies"].values() for m in row.get("less", {}).values()), {})
+    return {
+        "title": f"Differences on {split}",
+        "columns": ["Answers by", "less", *(METRIC_LABELS[m] for m in metrics)],
+        "rows": rows,
+    }
+
+
+def likelihood_table(split: str, found: dict, budget: float) -> Table:
+    """Policies on the gold answers at one budget."""
+    rows = []
+    for row in found["likelihood"]["policies"]:
+        if row["budget"] != budget:
+            continue
+        label = RULE_LABELS[row["policy"]] + (f" ({row['feature']})" if "feature" in row else "")
+        label += ", equal cost" if row["matched"] == "cost" else ""
+        line = [label, f"{row['share']:.1%}", f"{row['called']:.0%}", number(row["cost_ms"], 1)]
+        rows.append([*line, number(row["perplexity"], 2), span(row["gain"], 4), span(row["captured"], 2)])
+    columns = ["Policy", "ET5 share", "Answers with ET5", "ET5 ms", "Perplexity", "Gain, nats a token"]
+    return {
+        "title": f"Gold answers of {split} at {100 * budget:g} %",
+        "columns": [*columns, "Share of the oracle's gain"],
+        "rows": rows,
+    }
+
+
+def captured_table(split: str, found: dict) -> Table:
+    """Share of the oracle's gain by policy and budget."""
+    table = [row for row in found["likelihood"]["policies"] if row["matched"] == "share"]
+    budgets = sorted({row["budget"] for row in table})
+    rows = []
+    for policy, label in RULE_LABELS.items():
+        cells = {row["budget"]: number(row["captured"]["value"], 2) for row in table if row["policy"] == policy}
+        if cells and policy != "oracle":
+            rows.append([label, *(cells[b] for b in budgets)])
+    gains = {row["budget"]: number(row["gain"]["value"], 4) for row in table if row["policy"] == "oracle"}
+    rows.append(["oracle's gain, nats a token", *(gains[b] for b in budgets)])
+    return {
+        "title": f"Share of the oracle's gain by budget on {split}",
+        "columns": ["Policy", *(f"{100 * b:g} %" for b in budgets)],
+        "rows": rows,
+    }
+
+
+def expert_table(splits: dict[str, dict]) -> Table:
+    """Perplexity of gold answers, by split."""
+    rows = []
+    for name, label in EXPERT_LABELS.items():
+        cells = []
+        for found in splits.values():
+            said = found["likelihood"]["experts"][name]
+            cells.append(f"{said['perplexity']:.2f} ({span(said['nats'])})")
+        rows.append([label, *cells])
+    return {"title": "Perplexity of the gold answers (nats a token)", "columns": ["", *splits], "rows": rows}
+
+
+def decision_table(split: str, found: dict) -> Table | None:
+    """PubMedQA's decisions, or `None` where the data has none."""
+    scored = {row["label"]: row["decisions"] for row in found["policies"].values() if "decisions" in row}
+    if not scored:
+        return None
+    rows = [
+        [label, *(f"{d[k]:.3f}" for k in ("accuracy", "macro_f1")), f"{d['decided']:.0%}"]
+        for label, d in scored.items()
+    ]
+    any_one = next(iter(scored.values()))
+    majority = ["always the commonest", *(f"{any_one[f'majority_{k}']:.3f}" for k in ("accuracy", "macro_f1")), "100%"]
+    return {
+        "title": f"Yes, no, maybe on {split}",
+        "columns": ["Answers by", "Accuracy", "Macro-F1", "Answers with a decision"],
+        "rows": [*rows, majority],
+    }
+
+
+def all_tables(result: dict) -> dict[str, Table]:
+    """Every table of an evaluation, by name."""
+    tables: dict[str, Table] = {"perplexity": expert_table(result["splits"])}
+    for split, found in result["splits"].items():
+        tables[f"quality_{split}"] = quality_table(split, found)
+        tables[f"differences_{split}"] = difference_table(split, found)
+        tables[f"likelihood_{split}"] = likelihood_table(split, found, result["budget"])
+        tables[f"captured_{split}"] = captured_table(split, found)
+        decisions = decision_table(split, found)
+        if decisions is not None:
+            tables[f"decisions_{split}"] = decisions
+    return tables
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, the first column to the left, the others to the right."""
+    lines = [table["columns"], ["---", *["---:"] * (len(table["columns"]) - 1)], *table["rows"]]
+    body = "".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |\n" for line in lines)
+    return f"### {table['title']}\n\n{body}"
+
+
+def to_markdown(result: dict, figures: Iterable[str]) -> str:
+    """The whole report."""
+    machine = result["machine"]
+    scorer = result["bert_score_model"]
+    scored = f"BERTScore is by {scorer}; scores by other encoders do not compare." if scorer else "Without BERTScore."
+    head = [
+        f"# Evaluation of {result['model']} on {result['data']}\n",
+        f"`{result['command']}`\n",
+        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {result['threads']} threads, Python "
+        f"{machine['python']}, torch {machine['versions'].get('torch', '?')}, transformers "
+        f"{machine['versions'].get('transformers', '?')}. Weights sha256 {str(result['weights_sha256'])[:16]}….\n",
+        f"{scored} Brackets are 95 % intervals by a paired bootstrap over questions ({result['resamples']} resamples, "
+        f"seed {result['seed']}). Thresholds are calibrated on {result['calibration_rows']} validation questions. "
+        "ET5 ms is what ET5 costs an answer by the cost table: passes, positions caught up, encoder runs. Times are of "
+        f'{result["latency_rows"]} questions a split, one at a time. "Equal cost" means: calibrated to '
+        "MambaFormer's ET5 ms on validation.\n",
+    ]
+    body = [markdown_table(table) for table in all_tables(result).values()]
+    pictures = [f"![{name.removesuffix('.png')}]({name})\n" for name in figures]
+    return "\n".join([*head, *body, *pictures])
