@@ -21,6 +21,7 @@ from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint
 
 from ..dental_qa import load_dental_qa, probe_rows
 from ..trainer.metrics import token_f1
+from .answer_content import Content
 from .machine import write_result
 
 ROUTINGS = ("auto", "emamba", "et5")
@@ -49,6 +50,8 @@ def main() -> None:
     scores = {routing: [] for routing in ROUTINGS}
     seconds = {routing: [] for routing in ROUTINGS}
     counts = {"tokens": 0, "et5": 0, "passes": 0, "et5_tokens": 0, "encoder_calls": 0}
+    content = Content()
+    judged: dict[str, list[dict[str, float]]] = {routing: [] for routing in ROUTINGS}
     kept = []
     for row in rows:
         source = tokenizer(format_source(row["question"], row["context"] or None), return_tensors="pt")
@@ -58,6 +61,7 @@ def main() -> None:
             seconds[routing].append(time.perf_counter() - start)
             answer = tokenizer.decode(output.sequences[0], skip_special_tokens=True)
             scores[routing].append(token_f1([answer], [row["answer"]]))
+            judged[routing].append(content.judge(answer, row["concept"], row["facts"]))
             if routing == "auto":
                 trace = output.route_trace
                 counts["tokens"] += int((trace.expert >= 0).sum())
@@ -77,6 +81,10 @@ def main() -> None:
         "rows": len(rows),
         "seed": arguments.seed,
         "token_f1": {routing: statistics.mean(values) for routing, values in scores.items()},
+        "content": {
+            routing: {name: statistics.mean(one[name] for one in values) for name in values[0]}
+            for routing, values in judged.items()
+        },
         "seconds_median": {routing: statistics.median(values) for routing, values in seconds.items()},
         "et5_share": counts["et5"] / max(counts["tokens"], 1),
         "passes_per_answer": counts["passes"] / len(rows),

@@ -33,6 +33,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 ROUTINGS = {"auto": "MambaFormer, routed", "emamba": "EMamba alone", "et5": "ET5 alone"}
+CONTENT = {"right_concept": "On the right concept", "facts_found": "Facts found"}
 README_ANSWERS = 5
 
 Result = dict[str, Any]
@@ -103,7 +104,12 @@ def all_answers(result: Result) -> str:
 def scores(result: Result) -> str:
     """Quality, time and what ET5 cost, by routing."""
     rows: list[list[object]] = [
-        [name, f"{result['token_f1'][routing]:.3f}", f"{1000 * result['seconds_median'][routing]:.0f} ms"]
+        [
+            name,
+            f"{result['token_f1'][routing]:.3f}",
+            *(f"{result['content'][routing][kind]:.0%}" for kind in CONTENT),
+            f"{1000 * result['seconds_median'][routing]:.0f} ms",
+        ]
         for routing, name in ROUTINGS.items()
         if routing in result["token_f1"]
     ]
@@ -113,7 +119,9 @@ def scores(result: Result) -> str:
         f"{result['et5_tokens_per_answer']:.1f} positions, and {result['encoder_calls_per_answer']:.2f} encoder "
         "calls.\n"
     )
-    return table(["Answers by", "Token F1", "Median time an answer"], rows) + cost + provenance(result)
+    return (
+        table(["Answers by", "Token F1", *CONTENT.values(), "Median time an answer"], rows) + cost + provenance(result)
+    )
 
 
 @renders("model-index", "embedded_answers")

@@ -8,7 +8,7 @@ Wordings come in three groups, `train`, `validation` and `test`; which split use
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from random import Random
 from typing import Any
@@ -104,15 +104,18 @@ def normalised(template: str) -> str:
 
 def held_out_wordings() -> frozenset[str]:
     """Every wording under validation and test, `normalised`: what a model that is to be tested must not train on."""
+    return frozenset(map(normalised, _texts(phrasings(), GROUPS[1:]))) | set(
+        map(normalised, _texts(parts(), GROUPS[1:]))
+    )
 
-    def texts(entry: Any, held_out: bool) -> Iterator[str]:
-        if isinstance(entry, dict):
-            for key, value in entry.items():
-                yield from texts(value, held_out or key in GROUPS[1:])
-        elif held_out:
-            yield from entry
 
-    return frozenset(normalised(text) for table in (phrasings(), parts()) for text in texts(table, False))
+def _texts(entry: Any, groups: Sequence[str], inside: bool = False) -> Iterator[str]:
+    """The wordings of a table that stand under one of `groups`."""
+    if isinstance(entry, dict):
+        for key, value in entry.items():
+            yield from _texts(value, groups, inside or key in groups)
+    elif inside:
+        yield from entry
 
 
 def wording_errors() -> list[str]:
@@ -134,6 +137,13 @@ def wording_errors() -> list[str]:
                 for kind in PART_KINDS
                 if not groups[group].get(kind)
             ]
+    held_out = held_out_wordings()
+    for name, table in (("phrasings.yaml", phrasings()), ("parts.yaml", parts())):
+        errors += [
+            f"{name}: the training wording {text!r} is held out elsewhere."
+            for text in _texts(table, ("train",))
+            if text != "{q}" and normalised(text) in held_out
+        ]
     errors += [f"phrasings.yaml lacks {aspect}." for aspect in ASPECTS if aspect not in phrasings()]
     errors += [f"parts.yaml lacks {aspect}." for aspect in ASPECTS if aspect not in parts()["aspects"]]
     return errors

@@ -63,6 +63,20 @@ int thread_index() {
 #endif
 }
 
+// Threads of the running team.
+[[maybe_unused]] int team_size() {
+#ifdef _OPENMP
+  return omp_get_num_threads();
+#else
+  return 1;
+#endif
+}
+
+// Waits until every thread of the team is here.
+[[maybe_unused]] void meet() {
+#pragma omp barrier
+}
+
 // As many threads as asked for, as there are work items, and as the work is worth.
 int64_t thread_count(int64_t wish, int64_t items, int64_t operations) {
   const int64_t worth = operations / (1 << 17) + 1;
@@ -72,14 +86,18 @@ int64_t thread_count(int64_t wish, int64_t items, int64_t operations) {
 }
 
 // to[i] = sum over k of from[k * stride + i], always in the order of k.
-void add_up(float* to, const float* from, int64_t count, int64_t terms, int64_t stride, int64_t threads) {
+[[maybe_unused]] void add_up(float* to, const float* from, int64_t count, int64_t terms, int64_t stride,
+                             int64_t threads) {
   constexpr int64_t SPAN = 1024;
   const int64_t spans = (count + SPAN - 1) / SPAN;
   (void)threads;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) if (threads > 1)
   for (int64_t span = 0; span < spans; ++span) {
     const int64_t begin = span * SPAN, end = begin + SPAN < count ? begin + SPAN : count;
-    std::memcpy(to + begin, from + begin, sizeof(float) * (end - begin));
+    if (terms > 0)
+      std::memcpy(to + begin, from + begin, sizeof(float) * (end - begin));
+    else
+      std::memset(to + begin, 0, sizeof(float) * (end - begin));
     for (int64_t k = 1; k < terms; ++k)
       for (int64_t i = begin; i < end; ++i) to[i] += from[k * stride + i];
   }

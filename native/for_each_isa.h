@@ -1,7 +1,8 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
 // Includes the file named by ISA_KERNELS once for every instruction set that this compiler's target may offer, so that
-// one library serves processors with and without AVX2. `choose_isa` picks at run time.
+// one library serves processors with and without AVX2. CHOOSE_ISA picks at run time. Whoever defines ISA_WITH_AVX512
+// gets a third version, with AVX-512 and its int8 products, and defines `has_avx512`.
 
 #define ISA_INLINE ISA_TARGET [[maybe_unused]] static inline __attribute__((always_inline))
 
@@ -25,9 +26,23 @@
 #undef ISA_WIDTH
 #endif
 
+#if defined(__x86_64__) && defined(ISA_WITH_AVX512)
+#define ISA_NAMESPACE avx512
+#define ISA_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")))
+#define ISA_WIDTH 16
+#include "vector_math.h"
+#include ISA_KERNELS
+#undef ISA_NAMESPACE
+#undef ISA_TARGET
+#undef ISA_WIDTH
+#endif
+
 #undef ISA_INLINE
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(ISA_WITH_AVX512)
+#define CHOOSE_ISA(function) \
+  (has_avx512() ? avx512::function : has_avx2() ? avx2::function : portable::function)
+#elif defined(__x86_64__)
 #define CHOOSE_ISA(function) (has_avx2() ? avx2::function : portable::function)
 #else
 #define CHOOSE_ISA(function) portable::function

@@ -85,6 +85,7 @@ def test_overrides_are_separated_by_stage():
         ({"model_name_or_path": "m", "stages": ["adopt"]}, "adopt"),
         ({"et5": "only one expert"}, "only one expert"),
         ({"model_name_or_path": "m", "tau": -1}, "-1"),
+        ({"model_name_or_path": "m", "save_form": "small"}, "small"),
     ],
 )
 def test_bad_configurations_end_with_code_2_and_name_the_value(tmp_path, capsys, values, named):
@@ -160,6 +161,27 @@ def test_a_stopped_run_is_taken_up(repo_root, inputs, tmp_path, capsys):
     assert whole.keys() == again.keys()
     for name in whole:
         torch.testing.assert_close(again[name], whole[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_both_forms_hold_the_same_model(repo_root, inputs, et5_folder, emamba_folder, tmp_path, capsys):
+    """Also where a second stage goes on with the adapters of the first, past the router's."""
+    from mambaformer.modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
+
+    config = str(repo_root / "trainer" / "configs" / "smoke.yaml")
+    quick = ["--calibrate", "false", "--score_samples", "0", "--cost_table", "keep", "--max_steps", "1"]
+    assert main([config, *inputs, *quick, "--stages", "adapt", "distil", "joint", "--save_form", "both"]) == 0
+    assert str(tmp_path / "out" / "adapters") in capsys.readouterr().out
+    whole = weights(tmp_path / "out" / "model")
+    assert not (tmp_path / "out" / "adapters" / "model.safetensors").exists()
+    apart = MambaFormerForConditionalGeneration.from_adapters_pretrained(
+        tmp_path / "out" / "adapters", et5_folder, emamba_folder
+    )
+    assert set(whole) <= set(apart.state_dict())
+    for name, tensor in whole.items():
+        torch.testing.assert_close(apart.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+    model = [str(word) for word in (config, "--model_name_or_path", tmp_path / "out" / "model", *inputs[4:])]
+    assert main([*model, *quick, "--save_form", "adapters", "--output_dir", str(tmp_path / "again")]) == 2
+    assert "of et5" in capsys.readouterr().err  # neither are the bases there, nor are these weights theirs
 
 
 @pytest.mark.slow

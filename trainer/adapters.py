@@ -15,6 +15,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..modeling_mambaformer.adapter_checkpoint import merge_expert
 from .arguments import EXPERTS, MambaFormerTrainingArguments
@@ -155,16 +156,19 @@ def load_trainable(model: nn.Module, folder: str | Path) -> None:
     path = Path(folder) / TRAINABLE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a checkpoint of a run of this trainer.")
-    saved, own = load_file(path), trainable_tensors(model)
-    wrong = sorted(set(saved) ^ set(own)) + sorted(
-        name for name in set(saved) & set(own) if saved[name].shape != own[name].shape
+    saved, trained = load_file(path), trainable_tensors(model)
+    wrong = sorted(set(saved) ^ set(trained)) + sorted(
+        name for name in set(saved) & set(trained) if saved[name].shape != trained[name].shape
     )
     if wrong:
         raise ValueError(
-            f"{path} holds {len(saved)} tensors, this stage trains {len(own)}; {len(wrong)} do not match, the first "
+            f"{path} holds {len(saved)} tensors, this stage trains {len(trained)}; {len(wrong)} do not match, the first "
             f"is {wrong[0]!r}: resume with the stage, ranks, targets and train_embeddings of the saved run."
         )
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in saved.items():
-            parameters[name].copy_(tensor)
+            own = parameters[name]
+            if isinstance(own, DTensor):  # sharded by FSDP
+                tensor = distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)
+            own.copy_(tensor)

@@ -1,6 +1,7 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """Arguments of a training stage: those of `Seq2SeqTrainingArguments`, and what is our own."""
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import Seq2SeqTrainingArguments
@@ -71,6 +72,14 @@ class MambaFormerTrainingArguments(Seq2SeqTrainingArguments):
     price_rate: float = field(default=0.02, metadata={"help": "Step of the dual ascent on the price (joint)."})
     share_ema: float = field(default=0.9, metadata={"help": "Decay of the running threshold and running cost."})
 
+    utility_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the experts' cached log-probabilities (distil); default utilities in output_dir. Runs "
+            "with the same experts and rows may share one. none: in memory only."
+        },
+    )
+
     et5_lora_rank: int = field(default=8, metadata={"help": "LoRA rank on ET5; 0 leaves ET5 as it is."})
     et5_lora_alpha: float = field(default=16.0, metadata={"help": "LoRA alpha on ET5."})
     et5_lora_targets: list[str] = field(
@@ -111,6 +120,13 @@ class MambaFormerTrainingArguments(Seq2SeqTrainingArguments):
                 float(self.price)
             except ValueError:
                 raise ValueError(f"price is {self.price!r}: give a number of nats, or 'auto'.") from None
+
+    @property
+    def utility_folder(self) -> str | None:
+        """Folder of the cached log-probabilities; `None`: in memory."""
+        if self.utility_cache == "none":
+            return None
+        return self.utility_cache or os.path.join(self.output_dir, "utilities")
 
     def _one_of(self, name: str, values: tuple[str, ...]) -> None:
         self._require(getattr(self, name) in values, name, f"choose one of {list(values)}")

@@ -16,6 +16,11 @@ def decision_of(answer: str) -> str | None:
     return found[1].lower() if found else None
 
 
+def with_decision(decision: str, answer: str) -> str:
+    """An answer that begins with its decision, the form in which models learn it: `yes. <answer>`."""
+    return f"{decision}. {answer}" if decision and answer else ""
+
+
 def score_decisions(predicted: list[str | None], wanted: list[str]) -> dict[str, float]:
     """
     Accuracy and macro-F1 of decisions, `majority_accuracy` and `majority_macro_f1` of always giving the commonest one

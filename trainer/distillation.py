@@ -2,23 +2,26 @@
 """
 Both experts run once over a data set, and what they thought of each gold token becomes columns of it.
 
-The router is then distilled on these columns: from here on ET5 is not needed. Two floats and two ids a token.
+The router is then distilled on these columns: from here on ET5 is not needed. Two floats and two ids a token, kept on
+disk where a folder is named (see `utility_cache`).
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import nn
+from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from .data import Collator
 from .utility import CallCosts, price_for_share
+from .utility_cache import UTILITY_COLUMNS, Columns, UtilityCache, fingerprint
 
 logger = logging.getLogger(__name__)
-UTILITY_COLUMNS = ("log_p_et5", "log_p_emamba", "top_et5", "top_emamba")
 
 
 def ask_both(model: nn.Module, batch: dict[str, torch.Tensor]) -> ModelOutput:
@@ -57,20 +60,63 @@ def gold_log_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     return -flat.view_as(gold).masked_fill(labels == -100, 0.0)
 
 
-def add_utilities(model: nn.Module, dataset: Dataset, collator: Collator, batch_size: int = 32) -> Dataset:
+def add_utilities(
+    model: nn.Module,
+    dataset: Dataset,
+    collator: Collator,
+    batch_size: int = 32,
+    cache_dir: str | Path | None = None,
+    progress: bool = False,
+) -> Dataset:
     """
     `dataset` with `UTILITY_COLUMNS`, one list a row, as long as its labels; rows that have them are not run again.
 
-    Batches are made of rows of about equal length; the model is put in evaluation mode and left as it was.
+    Batches are made of rows of about equal length; the model is put in evaluation mode and left as it was. Called by
+    several processes with the same `cache_dir`, they share the work.
+
+    Args:
+        cache_dir: folder of caches on disk; what is there for these experts, this tokenizer and these rows is read
+            and not computed, the rest is added file by file. `None`: in memory.
+        progress: show a progress bar.
     """
     if set(UTILITY_COLUMNS) <= set(dataset.column_names):
         return dataset
+    was_training = model.training
+    model.eval()
+    with tqdm(total=len(dataset), desc="Both experts", unit="row", disable=not progress) as bar:
+
+        def compute(rows: Dataset) -> Columns:
+            return utilities_of(model, rows, collator, batch_size, bar)
+
+        if cache_dir is None:
+            columns = Dataset.from_dict(compute(dataset))
+        else:
+            columns = cached_utilities(model, dataset, collator, cache_dir, compute)
+    model.train(was_training)
+    return concatenate_datasets([dataset, columns], axis=1)
+
+
+def cached_utilities(model, dataset: Dataset, collator, cache_dir: str | Path, compute) -> Dataset:
+    """The utilities' columns from disk, after `compute(rows)` of those that are not there yet."""
+    cache = UtilityCache(cache_dir, dataset, fingerprint(model, dataset, getattr(collator, "tokenizer", None)))
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    count = 0
+    if distributed:
+        count += cache.fill(compute, torch.distributed.get_rank(), torch.distributed.get_world_size())
+        torch.distributed.barrier()
+    count += cache.fill(compute)  # all; of several processes, what others wrote to a disk that is not seen here
+    logger.info("utilities in %s: %d of %d shards computed", cache.folder, count, len(cache.spans))
+    return cache.columns()
+
+
+def utilities_of(
+    model: nn.Module, dataset: Dataset, collator: Collator, batch_size: int, bar: tqdm | None = None
+) -> Columns:
+    """Lists for `UTILITY_COLUMNS` in the order of the rows; `model` is in evaluation mode."""
     device = next(model.parameters()).device
     lengths = [len(ids) + len(labels) for ids, labels in zip(dataset["input_ids"], dataset["labels"], strict=True)]
     order = sorted(range(len(dataset)), key=lengths.__getitem__)
-    columns: dict[str, list] = {name: [None] * len(dataset) for name in UTILITY_COLUMNS}
-    was_training = model.training
-    model.eval()
+    columns: Columns = {name: [None] * len(dataset) for name in UTILITY_COLUMNS}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = collator([dataset[row] for row in rows])
@@ -79,10 +125,9 @@ def add_utilities(model: nn.Module, dataset: Dataset, collator: Collator, batch_
         for name, values in scores.items():
             for row, size, value in zip(rows, sizes, values.tolist(), strict=True):
                 columns[name][row] = value[:size]
-    model.train(was_training)
-    for name, values in columns.items():
-        dataset = dataset.add_column(name, values)
-    return dataset
+        if bar is not None:
+            bar.update(len(rows))
+    return columns
 
 
 def padded(rows: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:

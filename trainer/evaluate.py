@@ -1,5 +1,5 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""
+r"""
 Score a MambaFormer and every rule it must beat, in one run.
 
     python -m mambaformer.trainer.evaluate --model mambaformer/embedded --data dental_qa --splits test_phrasing \
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import os
 import shlex
 import sys
@@ -76,6 +77,13 @@ def share(text: str) -> float:
     return value
 
 
+def need_packages() -> None:
+    """Raise `ImportError` for what is imported late, before any work is done."""
+    for name in ("matplotlib", "rouge_score"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f'{name} is not installed: run `pip install "mambaformer[evaluate]"`.')
+
+
 def load_model(source: str):
     """
     A trained model in float32, and its tokenizer.
@@ -120,24 +128,26 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[{time.perf_counter() - began:6.0f} s] {text}", file=sys.stderr, flush=True)
 
     try:
+        import datasets
         import torch
         from transformers.utils import logging
 
         from .bertscore import named_scorer
         from .evaluation_data import calibration_questions, load_questions
 
+        need_packages()
+        datasets.disable_progress_bars()
         logging.disable_progress_bar()
+        logging.set_verbosity_error()
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
         arguments.out.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load_model(arguments.model)
         lengths = model.config.max_source_length, model.config.max_target_length
-        data = arguments.data, tokenizer, lengths
-        validation = calibration_questions(
-            data[0], arguments.validation, tokenizer, arguments.calibration_rows, arguments.calibration_seed, lengths
-        )
+        held_out = arguments.calibration_rows, arguments.calibration_seed
+        validation = calibration_questions(arguments.data, arguments.validation, tokenizer, *held_out, lengths)
         splits = [
-            load_questions(data[0], name, tokenizer, arguments.rows, arguments.seed, lengths)
+            load_questions(arguments.data, name, tokenizer, arguments.rows, arguments.seed, lengths)
             for name in dict.fromkeys(arguments.splits)
         ]
         scorer = None
@@ -185,7 +195,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def without_folders(argv: list[str]) -> list[str]:
     """The command line with absolute paths cut to their last part: results name no folders of a machine."""
-    return [Path(word).name if Path(word).is_absolute() else word for word in argv]
+    words = []
+    for word in argv:
+        option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        words.append(option + equals + (Path(value).name if Path(value).is_absolute() else value))
+    return words
 
 
 if __name__ == "__main__":

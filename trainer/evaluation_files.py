@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,8 @@ def write_files(folder: Path, found: Evaluation) -> None:
     text = json.dumps(finite(result), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     (folder / "evaluation.md").write_text(to_markdown(result, figures), encoding="utf-8")
-    np.savez_compressed(folder / "per_question.npz", **found.arrays)
+    arrays: dict[str, Any] = found.arrays
+    np.savez_compressed(folder / "per_question.npz", **arrays)
     with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
         for split, by_policy in found.answers.items():
             questions = found.questions[split]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling_mambaformer.outputs_mambaformer import ENDED, ET5
 from ..modeling_mambaformer.router import TokenRouter
-from .calibration import Unrolled, choose_gate, pad_to
+from .calibration import Unrolled, pad_to
 from .data import Collator
 from .evaluation_gold import GoldPass
 from .evaluation_likelihood import best_sequence_rule
@@ -97,14 +97,14 @@ def write_answers(
     sizes = [len(ids) for ids in rows["input_ids"]]
     with settings(model, policy):
         for members, routing in parts:
-            members = sorted(members.tolist(), key=sizes.__getitem__)
-            for start in range(0, len(members), batch_size):
-                chosen = members[start : start + batch_size]
+            order = sorted(members.tolist(), key=sizes.__getitem__)
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
                 batch = collator([rows[i] for i in chosen])
                 for row, answer in zip(chosen, generate(model, batch, routing, max_new_tokens), strict=True):
                     found[row] = answer
     ids, experts, counts = zip(*found, strict=True)
-    texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    texts = [text.strip() for text in tokenizer.batch_decode([x.tolist() for x in ids], skip_special_tokens=True)]
     return Answers(texts, list(ids), list(experts), dict(zip(COUNTS, np.array(counts, float).T, strict=True)))
 
 
@@ -206,8 +206,8 @@ class Calibrator:
     Sets policies' thresholds for generation, on answers to validation questions.
 
     Attributes:
-        rows: tokenised validation questions, and their `gold` pass. budget: the main one, as a share.
-        costs: in milliseconds. relative: by budget, for the gate.
+        rows: tokenised validation questions, and their `gold` pass. routers: of `rule_routers`.
+        costs: in milliseconds. gates: the sequence gate's threshold by budget.
     """
 
     model: nn.Module
@@ -216,7 +216,7 @@ class Calibrator:
     gold: GoldPass
     routers: dict[str, TokenRouter]
     costs: CallCosts
-    relative: dict[float, CallCosts]
+    gates: dict[float, float | None]
     batch_size: int
 
     def write(self, policy: Policy) -> Answers:
@@ -240,12 +240,8 @@ class Calibrator:
         spent = float(answers.cost(self.costs).mean())
         unrolled = self.unroll(answers, "router")
         if "budgets" in wanted:
-            own = self.gold.unrolled["router"]
             for budget in budgets:
-                gate = None
-                if model.config.gate_threshold is not None:
-                    delta = self.gold.delta.to(own.margin.device)
-                    gate, _ = choose_gate(model, own, delta, budget, self.relative[budget])
+                gate = self.gates[budget]
                 threshold = unrolled.threshold_for(model, budget, gate)
                 label = f"MambaFormer at {100 * budget:g} %, no cap"
                 name = f"mambaformer_{100 * budget:g}"

@@ -126,7 +126,7 @@ def seen_by_both(et5_logits: torch.Tensor, emamba_logits: torch.Tensor) -> torch
 def informed_scores(validation: GoldPass, test: GoldPass, clip: float = 5.0) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Benefit as a ridge regression on `informed` predicts it, fitted on the validation tokens: `(N, L)` of both. What
-    it leaves of the oracle's gain is, as far as a linear rule can tell, luck: which token the reference happens to use.
+    it leaves of the oracle's gain is, as far as such a rule can tell, luck: which token the reference happens to use.
     """
     known = ~validation.ended
     features = validation.informed[known].double()  # (n, F)

@@ -17,11 +17,9 @@ from torch import nn
 from ..modeling_mambaformer.router import TokenRouter
 from .calibration import choose_gate
 from .evaluation_gold import GoldPass, informed_scores, margins_at, mixture_log_p, policy_log_p
-from .evaluation_policies import SequenceRule, routed_by, sequence_rules, threshold_for_cost
+from .evaluation_policies import RULES_BY_TOKEN, SequenceRule, routed_by, sequence_rules, threshold_for_cost
 from .evaluation_statistics import PairedBootstrap, auroc, average_precision, reliability
 from .utility import CallCosts, gaps_of, price_for_share, threshold_for_share
-
-RULES_BY_TOKEN = ("confidence", "entropy", "random")
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,21 @@ class Rule:
     sequence: SequenceRule | None = None
 
 
+def calibrate_gates(model: nn.Module, gold: GoldPass, relative: dict[float, CallCosts]) -> dict[float, float | None]:
+    """
+    The sequence gate's threshold by budget, chosen as `calibration.choose_gate` does; all `None` where the model's
+    own gate is always open.
+
+    Args:
+        relative: costs by budget, normalised to an ordinary call.
+    """
+    if model.config.gate_threshold is None:
+        return dict.fromkeys(relative)
+    own = gold.unrolled["router"]
+    delta = gold.delta.to(own.margin.device)
+    return {budget: choose_gate(model, own, delta, budget, costs)[0] for budget, costs in relative.items()}
+
+
 @torch.no_grad()
 def calibrate_rules(
     model: nn.Module,
@@ -50,20 +63,18 @@ def calibrate_rules(
     routers: dict[str, TokenRouter],
     budgets: list[float],
     costs: CallCosts,
-    relative: dict[float, CallCosts],
+    gates: dict[float, float | None],
 ) -> list[Rule]:
     """
     Every policy at every budget, from the validation questions' gold answers.
 
     Args:
-        costs: in milliseconds. relative: the same by budget, normalised as the gate's calibration wants them.
+        costs: in milliseconds. gates: the sequence gate's threshold by budget.
     """
     rules: list[Rule] = []
     own = gold.unrolled["router"]
     for budget in budgets:
-        gate = None
-        if model.config.gate_threshold is not None:
-            gate, _ = choose_gate(model, own, gold.delta.to(own.margin.device), budget, relative[budget])
+        gate = gates[budget]
         threshold = own.threshold_for(model, budget, gate)
         rules.append(Rule("mambaformer", budget, "share", "router", threshold, gate))
         rules.append(Rule("router", budget, "share", "router", own.threshold_for(model, budget)))

@@ -258,7 +258,7 @@ def plot_answers(answers: list[dict], path: Path, width: int = 92) -> Path:
     rows = sum(len(lines) + 2 for _, lines in blocks) + 1
     plt = pyplot()
     height, letter = 0.2, 0.602 * 9.5 / 72  # inches of a line, and of a letter of this monospaced face
-    figure = plt.figure(figsize=(letter * width + 0.5, height * (rows + 1)), layout=None)
+    figure = plt.figure(figsize=(letter * width + 0.5, height * (rows + 1)), layout="none")
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_xlim(0, letter * width + 0.5)
     axis.set_ylim(height * (rows + 1), 0)

@@ -67,10 +67,17 @@ class RandomScore:
         return torch.rand(inputs.entropy.shape, generator=self.generator).to(inputs.entropy.device)
 
 
+RULES_BY_TOKEN: dict[str, Callable[[int], Callable[[RouterInputs], torch.Tensor]]] = {
+    "confidence": lambda seed: confidence,
+    "entropy": lambda seed: entropy,
+    "random": RandomScore,
+}
+"""Makes each rule's score from a seed."""
+
+
 def rule_routers(router: TokenRouter, seed: int) -> dict[str, TokenRouter]:
     """The model's own router, and a router for each rule by token."""
-    scores = {"confidence": confidence, "entropy": entropy, "random": RandomScore(seed)}
-    return {"router": router, **{name: ScoreRouter(router, score) for name, score in scores.items()}}
+    return {"router": router, **{name: ScoreRouter(router, make(seed)) for name, make in RULES_BY_TOKEN.items()}}
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def to_markdown(result: dict, figures: Iterable[str]) -> str:
         f"{machine['versions'].get('transformers', '?')}. Weights sha256 {str(result['weights_sha256'])[:16]}….\n",
         f"{scored} Brackets are 95 % intervals by a paired bootstrap over questions ({result['resamples']} resamples, "
         f"seed {result['seed']}). Thresholds are calibrated on {result['calibration_rows']} validation questions. "
-        "ET5 ms is what ET5 costs an answer by the cost table: passes, positions caught up, encoder runs. Times are of "
+        "ET5 ms is what ET5 costs an answer by the cost table: passes, positions caught up, encoder runs. Times: "
         f'{result["latency_rows"]} questions a split, one at a time. "Equal cost" means: calibrated to '
         "MambaFormer's ET5 ms on validation.\n",
     ]

@@ -18,7 +18,7 @@ from .decisions import decision_of, score_decisions
 from .evaluation_data import Questions
 from .evaluation_generation import Answers, Calibrator, Policy, time_answers, write_answers
 from .evaluation_gold import GoldPass, gold_pass
-from .evaluation_likelihood import calibrate_rules, compare_likelihoods, router_quality
+from .evaluation_likelihood import calibrate_gates, calibrate_rules, compare_likelihoods, router_quality
 from .evaluation_policies import milliseconds, rule_routers
 from .evaluation_statistics import PairedBootstrap
 from .machine import describe_machine
@@ -82,8 +82,10 @@ def evaluate(
     gold = gold_pass(model, validation.tokens, collator, batch_size, routers)
     typical = float(gold.tokens.mean())
     relative = {budget: CallCosts.from_table(table, budget, typical) for budget in budgets}
-    rules = calibrate_rules(model, gold, routers, budgets, costs, relative)
-    calibrator = Calibrator(model, tokenizer, validation.tokens, gold, routers, costs, relative, batch_size)
+    say("calibrating on the gold answers")
+    gates = calibrate_gates(model, gold, relative)
+    rules = calibrate_rules(model, gold, routers, budgets, costs, gates)
+    calibrator = Calibrator(model, tokenizer, validation.tokens, gold, routers, costs, gates, batch_size)
     policies = calibrator.policies(budgets, main, wanted, say)
 
     found = Evaluation()

@@ -3,7 +3,7 @@
 Scores of generated answers against references: exact match, token F1, ROUGE-L and, where a scorer is given, BERTScore.
 
 All are means over answers in [0, 1]. To add a metric, write a function of predictions and references and enter it in
-`METRICS` (and, one score an answer, in `METRICS_EACH`). The packages behind ROUGE and BERTScore are called directly and
+`METRICS` and, one score an answer, in `METRICS_EACH`. The packages behind ROUGE and BERTScore are called directly, and
 imported when they are used.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .bertscore import BertScore
+from .decisions import decision_of, score_decisions
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -94,6 +95,9 @@ def score_answers(
     """
     All of `METRICS`, and BERTScore's F1 with its encoder's name where a scorer is given.
 
+    Where every reference begins with yes, no or maybe, as PubMedQA's do, also `score_decisions`, each figure's name
+    after `decision_`.
+
     Raises:
         ValueError: where there are not as many predictions as references.
     """
@@ -103,6 +107,10 @@ def score_answers(
     if bert_score is not None:
         scores["bert_score"] = bert_score(predictions, references)
         scores["bert_score_model"] = bert_score.name
+    wanted = [decision for decision in map(decision_of, references) if decision is not None]
+    if wanted and len(wanted) == len(references):
+        found = score_decisions([decision_of(text) for text in predictions], wanted)
+        scores |= {f"decision_{name}": value for name, value in found.items()}
     return scores
 
 

@@ -14,13 +14,14 @@ import json
 import math
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -34,12 +35,13 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..dental_qa.loading import load_concepts
 from ..modeling_mambaformer.mamba_mixer import use_selective_scan
 from ..tokenizer.source_format import format_source
 from ..tokenizer.tokenization_mambaformer import MambaFormerTokenizer
+from .checkpoints import last_whole_checkpoint
+from .finite import EXIT_CODE, FiniteLossMixin, NonFiniteLoss
 from .pretrain_data import (
     GROUPS,
     IGNORE,
@@ -257,7 +259,25 @@ def relative_rate(parameter: torch.Tensor, largest: float = 5.0) -> float:
     return min(size / 0.1, largest)
 
 
-class PretrainTrainer(Trainer):
+class NumberedRows(Dataset):
+    """A data set whose batches carry the numbers of their rows, as `row` `(B,)` long."""
+
+    def __init__(self, dataset: Dataset, collate: Callable[[list], dict[str, torch.Tensor]]):
+        self.dataset, self.collate_rows = dataset, collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple:
+        return index, self.dataset[index]
+
+    def collate(self, numbered: list[tuple]) -> dict[str, torch.Tensor]:
+        """The batch of the rows themselves, and their numbers."""
+        numbers, rows = zip(*numbered, strict=True)
+        return {**self.collate_rows(list(rows)), "row": torch.tensor(numbers)}
+
+
+class PretrainTrainer(FiniteLossMixin, Trainer):
     """A `Trainer` whose loss is the mean over target tokens and whose batches come from the mixture.
 
     Its learning rate rises linearly for `warmup_steps` and then falls as a cosine of `probe.progress`, to
@@ -274,7 +294,8 @@ class PretrainTrainer(Trainer):
         self.first_tokens, self.first_weight, self.sentence_ends = first_tokens, first_weight, sentence_ends
 
     def get_train_dataloader(self) -> DataLoader:
-        loader = DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator)
+        rows = NumberedRows(self.train_dataset, self.data_collator)
+        loader = DataLoader(rows, batch_sampler=self.sampler, collate_fn=rows.collate)
         return self.accelerator.prepare(loader)
 
     def create_optimizer(self, model=None):
@@ -363,7 +384,7 @@ def train(arguments: PretrainArguments) -> Path:
         first_weight=arguments.first_weight,
         sentence_ends=torch.tensor([i for i in range(len(tokenizer)) if tokenizer.decode([i]).endswith(".")]),
     )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_whole_checkpoint(checkpoints)
     log.write(
         event="resume" if last else "start",
         expert=arguments.expert,
@@ -379,14 +400,19 @@ def train(arguments: PretrainArguments) -> Path:
     return output
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `python -m mambaformer.trainer.pretrain`."""
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m mambaformer.trainer.pretrain`; returns 0, or 3 where a loss was not finite."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     if arguments.stage == "data":
         prepare_data(arguments)
-    else:
+        return 0
+    try:
         train(arguments)
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

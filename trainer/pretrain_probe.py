@@ -95,8 +95,12 @@ class JsonlLog:
 
     def write(self, **values) -> None:
         line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self.path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                if file.read() != b"\n":  # a stop cut the last line short
+                    file.write(b"\n")
+            file.write(f"{line}\n".encode())
         print(line, flush=True)
 
     def minutes(self, step: int) -> float:
@@ -104,7 +108,10 @@ class JsonlLog:
         found = 0.0
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
-                values = json.loads(line)
+                try:
+                    values = json.loads(line)
+                except ValueError:  # cut short by a stop
+                    continue
                 if "minutes" in values and values["step"] <= step:
                     found = values["minutes"]
         return found

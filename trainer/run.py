@@ -10,6 +10,8 @@ The YAML file gives any field of RunArguments and MambaFormerTrainingArguments, 
 stage's name; the command line overrides it. The result, output_dir/model, is one plain model with its tokenizer (and
 with --save_form adapters, output_dir/adapters holds only what was trained, on named bases), and
 output_dir/training_report.json says what was measured. With --resume true a stopped run goes on.
+With --cross_validate 5 all this is done five times, each time without another fifth of the rows, and
+output_dir/cross_validation.md says how well that fifth was answered: mean and spread.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from mambaformer.trainer.run_parsing import parse, print_help  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run; returns 0, or 2 after an error in the arguments."""
+    """Run; returns 0, 2 after an error in the arguments, or 3 where a loss was not finite."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or {"--help", "-h"} & set(argv):
         print_help(__doc__)
@@ -33,8 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import HfArgumentParser
 
     from mambaformer.trainer.arguments import MambaFormerTrainingArguments
+    from mambaformer.trainer.cross_validation import cross_validate, load_folds
+    from mambaformer.trainer.finite import EXIT_CODE, NonFiniteLoss
     from mambaformer.trainer.run_arguments import RunArguments
-    from mambaformer.trainer.training_run import load, train
+    from mambaformer.trainer.training_run import load, sharded, train
 
     parser = HfArgumentParser([RunArguments, MambaFormerTrainingArguments])
     if "--help_all" in argv:
@@ -42,19 +46,30 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         run, training = parse(argv, parser)
-        loaded = load(run, training)
+        loaded = load_folds(run, training) if run.cross_validate else load(run, training)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = train(run, training, loaded)
+    try:
+        report = (cross_validate if run.cross_validate else train)(run, training, loaded)
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
     first = next(iter(training.values()))
-    if first.process_index == 0:
+    if first.process_index == 0 and run.cross_validate:
+        folder = Path(first.output_dir).parent
+        print(json.dumps(report["summary"]["mambaformer"], indent=1))
+        print("saved:", folder / "cross_validation.json", folder / "cross_validation.md")
+    elif first.process_index == 0:
         folder = Path(first.output_dir).parent
         print(
             json.dumps(
                 {name: report[name] for name in ("calibration", "scores", "seconds") if name in report}, indent=1
             )
         )
+        if sharded():
+            print(f"saved: {first.output_dir}; go on without FSDP: all stages, with --resume true")
+            return 0
         saved = {"merged": ["model"], "adapters": ["adapters"], "both": ["model", "adapters"]}[run.save_form]
         print("saved:", *(folder / name for name in saved))
     return 0

@@ -35,7 +35,8 @@ class RunArguments:
     dataset: str = field(
         default="dental_qa",
         metadata={
-            "help": "dental_qa, a .csv, .tsv, .json, .jsonl or .parquet file, ori_pqal.json, a folder, a Hub id."
+            "help": "dental_qa, a .csv, .tsv, .json, .jsonl or .parquet file, ori_pqal.json, a folder, a Hub id "
+            "(qiaojin/PubMedQA: its expert-labelled questions with the official test split)."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Name of the data set's configuration."})
@@ -54,6 +55,9 @@ class RunArguments:
     question_column: str = field(default="question", metadata={"help": "Column of the questions."})
     context_column: str | None = field(default="context", metadata={"help": "Column of the contexts, may be absent."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the answers."})
+    decision_column: str | None = field(
+        default=None, metadata={"help": "Column of yes, no or maybe to put before the answer; PubMedQA needs none."}
+    )
     max_source_length: int = field(default=512, metadata={"help": "Tokens of a source; longer contexts are cut."})
     max_target_length: int = field(default=128, metadata={"help": "Tokens of an answer, in training and generation."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many rows at most."})
@@ -73,9 +77,24 @@ class RunArguments:
     calibrate_gate: bool = field(default=True, metadata={"help": "Set the sequence gate too."})
     calibration_rounds: int = field(default=4, metadata={"help": "At most so many generations to find the threshold."})
     score_samples: int = field(default=128, metadata={"help": "Answer and score so many validation rows at the end."})
-    bert_score_model: str | None = field(default=None, metadata={"help": "Encoder for BERTScore; default: none."})
+    bert_score_model: str | None = field(
+        default=None, metadata={"help": "Encoder for BERTScore: minilm, a Hub id, a folder; default none."}
+    )
     bert_score_layers: int | None = field(
         default=None, metadata={"help": "Layer of an encoder that it does not know."}
+    )
+
+    cross_validate: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train and score so often, each time without another fold of the training and validation rows."
+        },
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows that share its value share a fold; default concept (dental_qa), id (PubMedQA), the question."
+        },
     )
 
     def __post_init__(self):
@@ -91,5 +110,9 @@ class RunArguments:
             raise ValueError(f"save_form is {self.save_form!r}: choose merged, adapters or both.")
         if self.cost_table not in ("measure", "keep"):
             raise ValueError(f"cost_table is {self.cost_table!r}: choose measure or keep.")
+        if self.cross_validate is not None and self.cross_validate < 2:
+            raise ValueError(f"cross_validate is {self.cross_validate}: give a number of folds of 2 or more.")
+        if self.cross_validate is not None and self.score_samples < 1:
+            raise ValueError(f"score_samples is {self.score_samples}: cross-validation scores 1 or more a fold.")
         if not self.stages:
             raise ValueError("stages is empty: name at least one of adapt, distil, joint.")

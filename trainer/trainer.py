@@ -23,6 +23,7 @@ from .adapters import load_trainable, merge_adapters, prepare_stage, save_traina
 from .arguments import MambaFormerTrainingArguments
 from .data import Collator
 from .distillation import add_utilities, price_of
+from .finite import FiniteLossMixin
 from .losses import LOSS_TERMS, LossInputs, total_loss
 from .stages import STAGE_INPUTS, RoutingState
 from .utility import CallCosts, dual_ascent, oracle_gain, price_for_share, threshold_for_share
@@ -40,7 +41,7 @@ class AdaptRouting(TrainerCallback):
         self.trainer.adapt_routing()
 
 
-class MambaFormerTrainer(Seq2SeqTrainer):
+class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
     """
     Train one stage of a MambaFormer.
 
@@ -83,10 +84,10 @@ class MambaFormerTrainer(Seq2SeqTrainer):
         prepare_stage(model, args)
         if args.stage == "distil":
             model.to(args.device)
+            batch_size, folder = args.per_device_eval_batch_size, args.utility_folder
+            progress = not args.disable_tqdm and args.local_process_index == 0
             train_dataset, eval_dataset = (
-                add_utilities(model, rows, data_collator, args.per_device_eval_batch_size)
-                if rows is not None
-                else None
+                None if rows is None else add_utilities(model, rows, data_collator, batch_size, folder, progress)
                 for rows in (train_dataset, eval_dataset)
             )
             if train_dataset is not None:

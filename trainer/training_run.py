@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..dental_qa.lexicon import load_lexicon
 from ..modeling_mambaformer.adapter_checkpoint import is_adapter_checkpoint
@@ -23,16 +24,21 @@ from ..tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 from .adapter_folder import CollectedAdapters, collect_adapters, write_adapters
 from .adapters import load_trainable, merge_adapters, prepare_stage, save_trainable
 from .arguments import MambaFormerTrainingArguments
+from .bertscore import BertScore, named_scorer
 from .calibration import batches, calibrate
+from .checkpoints import last_whole_checkpoint, replaced, set_aside
 from .costs import measure_costs
-from .data import Collator, is_one_split, load_qa, tokenize_qa
-from .metrics import BertScore, score_answers
+from .data import Collator, tokenize_qa
+from .metrics import score_answers
 from .run_arguments import RunArguments
+from .run_data import load_texts
 from .trainer import MambaFormerTrainer
 
 logger = logging.getLogger(__name__)
 FINISHED = "finished"
 """Folder of a stage's trained tensors once it is done."""
+COSTS_FILE = "cost_table.json"
+"""What was measured before the first stage: a run that is taken up goes on with it."""
 
 
 @dataclass
@@ -52,6 +58,12 @@ def load(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments]) -> 
         ValueError, OSError: naming what is missing, unreadable or does not fit.
     """
     first = next(iter(stages.values()))
+    if sharded() and list(stages) not in (["adapt"], ["joint"]):
+        raise ValueError(
+            f"stages are {list(stages)}, and FSDP is on, which shards one stage: run `--stages adapt` under FSDP, then "
+            "all stages without it and with `--resume true`, which takes adapt up as it is. Router and calibration "
+            "are small work."
+        )
     set_seed(first.seed)
     model, tokenizer = load_model(run)
     if run.save_form != "merged" and first.process_index == 0:
@@ -63,9 +75,15 @@ def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments], lo
     """
     Run all stages and write `model/` or `adapters/`, as `save_form` says, and `training_report.json` beside them.
 
+    Without `run.resume`, the folders of an earlier run's stages are set aside: no later resume may mix the two. Under
+    FSDP the one stage is trained, its tensors are kept, and the rest is left to a run without FSDP.
+
     Returns:
         the report: `cost_table` in milliseconds, each stage's last figures under `stages`, `calibration`, `scores`,
         `samples` and `seconds`.
+
+    Raises:
+        NonFiniteLoss: naming step and rows, at a loss or gradient that is NaN or infinite.
     """
     start = time.perf_counter()
     first = next(iter(stages.values()))
@@ -74,13 +92,19 @@ def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments], lo
     model.to(first.device)
     collator = Collator(tokenizer)
     report: dict = {"rows": {name: len(split) for name, split in rows.items()}, "stages": {}}
+    with first.main_process_first(local=False):
+        if first.process_index == 0 and not run.resume:
+            for args in stages.values():
+                set_aside(Path(args.output_dir))
     if run.cost_table == "measure":
-        model.config.cost_table = shared(measure_costs(model, *typical_lengths(rows["validation"])))
+        model.config.cost_table = shared(costs_of_run(model, rows["validation"], folder / COSTS_FILE, run.resume))
     report["cost_table"] = model.config.cost_table
     adapting = [name for name in stages if name != "distil"]
     collected: CollectedAdapters | None = None
     for at, (name, args) in enumerate(stages.items()):
         report["stages"][name] = train_stage(name, args, model, tokenizer, rows, run.resume)
+        if sharded():
+            return report
         if run.save_form != "merged":
             if any(later in adapting for later in list(stages)[at + 1 :]):
                 continue  # the next stage that adapts goes on with these adapters
@@ -110,10 +134,12 @@ def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments], lo
         if run.save_dtype is not None:
             model.to(getattr(torch, run.save_dtype))
         if run.save_form != "adapters":
-            model.save_pretrained(folder / "model")
-            tokenizer.save_pretrained(folder / "model")
+            with replaced(folder / "model") as partial:
+                model.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
         if collected is not None:
-            write_adapters(model, collected, folder / "adapters", tokenizer)
+            with replaced(folder / "adapters") as partial:
+                write_adapters(model, collected, partial, tokenizer)
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (folder / "training_report.json").write_text(text + "\n", encoding="utf-8")
     return report
@@ -129,6 +155,7 @@ def load_model(run: RunArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerB
             model = kind.from_adapters_pretrained(run.model_name_or_path, merge=False, dtype=dtype)
         else:
             model = kind.from_pretrained(run.model_name_or_path, dtype=dtype)
+        model.config.max_source_length, model.config.max_target_length = run.max_source_length, run.max_target_length
     else:
         model = MambaFormerForConditionalGeneration.from_experts_pretrained(
             run.et5,
@@ -145,37 +172,31 @@ def load_model(run: RunArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
 
 def load_rows(run: RunArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Dataset]:
-    """
-    Tokenised rows under `train`, `distil` and `validation`.
+    """Tokenised rows of `load_texts`."""
+    return tokenised(run, tokenizer, load_texts(run, seed))
 
-    Of a file that holds a single split, a tenth is held out for validation, `max_validation_samples` at most.
-    """
-    columns = (run.question_column, run.context_column, run.answer_column, run.dataset_config)
+
+def tokenised(run: RunArguments, tokenizer: PreTrainedTokenizerBase, texts: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Token ids of each of `texts`, cut to the run's lengths."""
     lengths = (run.max_source_length, run.max_target_length)
-    if run.validation_dataset is None and is_one_split(run.dataset):
-        every = load_qa(run.dataset, run.train_split, *columns, None, seed).shuffle(seed=seed)
-        cut = max(1, min(len(every) // 10, run.max_validation_samples or len(every)))
-        held_out, train_text = every.select(range(cut)), every.select(range(cut, len(every)))
-    else:
-        train_text = load_qa(run.dataset, run.train_split, *columns, None, seed)
-        held_out = load_qa(run.validation_dataset or run.dataset, run.validation_split, *columns, None, seed)
-        held_out = held_out.shuffle(seed=seed)
-    if run.max_train_samples is not None and run.max_train_samples < len(train_text):
-        train_text = train_text.shuffle(seed=seed).select(range(run.max_train_samples))
-    count = min(len(held_out), run.max_validation_samples or len(held_out))
-    texts = {"train": train_text, "validation": held_out.select(range(count)), "distil": train_text}
-    if run.distil_split == run.validation_split:
-        texts["distil"] = held_out.select(range(count, len(held_out)))
-    elif run.distil_split is not None:
-        texts["distil"] = load_qa(run.dataset, run.distil_split, *columns, None, seed)
-    if len(texts["distil"]) == 0:
-        raise ValueError(
-            f"max_validation_samples is {run.max_validation_samples}, which leaves none of the {count} rows of "
-            f"{run.validation_split!r} to distil on: lower it, or give another distil_split."
-        )
-    if run.max_distil_samples is not None and run.max_distil_samples < len(texts["distil"]):
-        texts["distil"] = texts["distil"].shuffle(seed=seed).select(range(run.max_distil_samples))
     return {name: tokenize_qa(text, tokenizer, *lengths) for name, text in texts.items()}
+
+
+def costs_of_run(model: PreTrainedModel, rows: Dataset, file: Path, resume: bool) -> dict[str, float]:
+    """The experts' costs in milliseconds: those that the stopped run measured, or measured now and kept in `file`."""
+    if resume and file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    costs = measure_costs(model, *typical_lengths(rows))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(costs, indent=1), encoding="utf-8")
+    partial.replace(file)
+    return costs
+
+
+def sharded() -> bool:
+    """Whether `accelerate launch` was told to shard the model by FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def typical_lengths(rows: Dataset) -> tuple[int, int]:
@@ -193,8 +214,14 @@ def train_stage(
     rows: dict[str, Dataset],
     resume: bool,
 ) -> dict:
-    """Train one stage, or take up its finished tensors; its adapters stay in place. Returns its last figures."""
+    """
+    Train one stage, or take up its finished tensors, or its last whole checkpoint; its adapters stay in place.
+
+    Returns:
+        its last figures.
+    """
     finished = Path(args.output_dir) / FINISHED
+    set_seed(args.seed)  # fresh adapters are the same, whether the stage before was trained just now or taken up
     if resume and finished.is_dir():
         prepare_stage(model, args)
         load_trainable(model, finished)
@@ -206,41 +233,60 @@ def train_stage(
         eval_dataset=rows["validation"] if args.eval_strategy != "no" else None,
         processing_class=tokenizer,
     )
-    last = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
+    last = None
+    with args.main_process_first(local=False):
+        if resume:
+            last = last_whole_checkpoint(args.output_dir, resuming=not args.save_only_model)
     trainer.train(resume_from_checkpoint=last)
     figures: dict = {}
     for entry in trainer.state.log_history:
         figures.update(entry)
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if args.should_save:
-        save_trainable(model, finished)
-        (finished / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        with replaced(finished) as partial:
+            save_trainable(model, partial, state)
+            (partial / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
 
 
 def score(
-    run: RunArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, batch_size: int
+    run: RunArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    batch_size: int,
+    routing: str | None = None,
 ) -> dict:
-    """Answer the first `score_samples` validation questions as a user's call would, and score the answers."""
+    """Answer the first `score_samples` questions as a user's call would, or by `routing`, and score the answers."""
     rows = rows.select(range(min(run.score_samples, len(rows))))
     model.eval()
     texts: dict[str, list[str]] = {"question": [], "answer": [], "reference": []}
     routed = tokens = 0
     for batch in batches(rows, Collator(tokenizer), batch_size, next(model.parameters()).device):
         result = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict_in_generate=True
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            return_dict_in_generate=True,
+            **({} if routing is None else {"routing": routing}),
         )
         routed += int((result.route_trace.expert == 1).sum())
         tokens += int((result.route_trace.expert >= 0).sum())
         labels = batch["labels"].masked_fill(batch["labels"] == -100, tokenizer.pad_token_id)
         for name, ids in (("question", batch["input_ids"]), ("answer", result.sequences), ("reference", labels)):
             texts[name] += [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    bert = BertScore(run.bert_score_model, run.bert_score_layers) if run.bert_score_model else None
+    bert = bert_scorer(run.bert_score_model, run.bert_score_layers) if run.bert_score_model else None
     scores = score_answers(texts["answer"], texts["reference"], bert)
     samples = [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
     return {
         "scores": {**scores, "et5_share": routed / max(1, tokens), "questions": len(rows)},
         "samples": samples[:30],
     }
+
+
+@lru_cache(maxsize=1)
+def bert_scorer(name: str, num_layers: int | None) -> BertScore:
+    """The scorer `name`, loaded once."""
+    return named_scorer(name, num_layers)
 
 
 def shared(value: dict[str, float]) -> dict[str, float]:

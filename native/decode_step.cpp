@@ -1,0 +1,142 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// One decoding step of a Mamba language model (Gu and Dao 2023, arXiv 2312.00752, figure 3 and section 3.4) on a CPU:
+// all layers of one token for every row of a batch in one call, behind the same plain C interface as the scan.
+//
+//   r = embedding[id]
+//   for each layer:  x, z = in_proj norm(r)               u = silu(conv(window, x))
+//                    t, B, C = x_proj u                   d = softplus(dt_proj t + bias)
+//                    h = exp(d A) h + d u B               r = r + out_proj((C h + D u) silu(z))
+//   hidden = norm(r)                                      logits = head hidden
+//
+// A token costs one reading of the weights, so their format decides the speed: float32, bfloat16, or int8 with one
+// scale a row, whose input is rounded to int8 with one scale a token and whose products are summed in int32. Norms,
+// convolution, step sizes, A, D and the recurrent state are float32 in every format.
+//
+// One team of threads runs through all layers. Every thread owns some channels and some rows of each matrix, and they
+// meet four times a layer. A row's result depends neither on the number of threads nor on the other rows.
+
+#include <cmath>
+
+#include "common.h"
+
+namespace {
+
+enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+
+constexpr int64_t SPAN = 16;  // a thread's first row or channel is a multiple of this
+constexpr int64_t BYTES = 64;  // columns of an int8 matrix are filled up with zeros to a multiple of this
+
+// The structures are mirrored field by field in modeling_mambaformer/packed_weights.py.
+
+// (rows, columns), row after row. For INT8: the scale and the sum of each row; `columns` without the filling.
+struct Matrix {
+  const void* data;
+  const float *scale, *bias;
+  const int32_t* sums;
+  int64_t rows, columns, format;
+};
+
+// One layer. A2 is A * log2(e). in_proj is (2 dim, hidden), x_proj (rank + 2 state, dim), dt_proj (dim, rank) and
+// float32, out_proj (hidden, dim). conv_bias may be null.
+struct Layer {
+  const float *norm, *conv_weight, *conv_bias, *A2, *D;
+  Matrix in_proj, x_proj, dt_proj, out_proj;
+};
+
+// windows: (batch, dim, kernel) a layer, float32 or bfloat16; states: (batch, dim, state) a layer. Both are updated.
+struct StepArgs {
+  const Layer* layers;
+  const int64_t* ids;     // (batch)
+  const void* embedding;  // (vocab, hidden), float32 or bfloat16
+  const float* norm;
+  void* const* windows;
+  float* const* states;
+  float *hidden_out, *logits;  // (batch, hidden), (batch, vocab)
+  Matrix head;
+  double epsilon;
+  int64_t layer_count, batch, hidden, dim, state, kernel, rank, vocab, embedding_format, window_format, threads;
+};
+
+constexpr int64_t filled(int64_t columns) { return (columns + BYTES - 1) / BYTES * BYTES; }
+
+// What the threads share: floats of [batch] rows.
+struct Shared {
+  float *residual, *xz, *projected, *delta, *y;  // hidden, 2 dim, rank + 2 state, dim, dim
+};
+
+// What each thread has for itself: the input of a product, in float32 and rounded.
+struct Own {
+  float *x, *scales;  // [batch][hidden], [batch]
+  int8_t* bytes;      // [batch][filled(max(hidden, dim))]
+};
+
+struct Range {
+  int64_t first, last;
+};
+
+// This thread's part of `count` rows or channels.
+Range part_of(int64_t count, int64_t thread, int64_t threads) {
+  const int64_t spans = (count + SPAN - 1) / SPAN;
+  const int64_t first = spans * thread / threads * SPAN, last = spans * (thread + 1) / threads * SPAN;
+  return {first < count ? first : count, last < count ? last : count};
+}
+
+// Whether the AVX-512 kernels with their int8 instructions may run here. MAMBAFORMER_ISA=avx2 or portable forbids it.
+[[maybe_unused]] bool has_avx512() {
+#if defined(__x86_64__)
+  const char* wish = std::getenv("MAMBAFORMER_ISA");
+  return !(wish && std::strcmp(wish, "avx2") == 0) && has_avx2() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+#define ISA_KERNELS "decode_step_kernels.h"
+#define ISA_WITH_AVX512
+#include "for_each_isa.h"
+
+extern "C" {
+
+// Raised with every change of the structures or of what they mean.
+int64_t mambaformer_decode_abi() { return 1; }
+const char* mambaformer_decode_isa() { return has_avx512() ? "avx512vnni" : has_avx2() ? "avx2" : "portable"; }
+
+// Returns 0; 1 when memory for the workspace is missing; 2, with nothing done, for an id outside the vocabulary.
+int mambaformer_decode_step(const StepArgs* pointer) {
+  const StepArgs& args = *pointer;
+  const int64_t batch = args.batch, dim = args.dim, projections = args.rank + 2 * args.state;
+  if (batch <= 0) return 0;
+  for (int64_t b = 0; b < batch; ++b)
+    if (args.ids[b] < 0 || args.ids[b] >= args.vocab) return 2;
+
+  const int64_t layer = dim * (3 * args.hidden + projections + args.rank + 8 * args.state);
+  const int64_t threads = thread_count(args.threads, (dim + SPAN - 1) / SPAN, batch * args.layer_count * layer);
+  const int64_t widest = filled(args.hidden > dim ? args.hidden : dim);
+  const int64_t shared_size = batch * (args.hidden + 4 * dim + projections);
+  const int64_t own_size = batch * (args.hidden + 1 + widest / 4) + BYTES;
+  Buffer workspace(shared_size + threads * own_size);
+  if (!workspace.data) return 1;
+  Shared shared;
+  shared.residual = workspace.data;
+  shared.xz = shared.residual + batch * args.hidden;
+  shared.projected = shared.xz + batch * 2 * dim;
+  shared.delta = shared.projected + batch * projections;
+  shared.y = shared.delta + batch * dim;
+  const auto run = CHOOSE_ISA(run_layers);
+#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
+  {
+    const FlushDenormals flush;
+    const int64_t thread = thread_index();
+    float* at = workspace.data + shared_size + thread * own_size;
+    const Own own = {at, at + batch * args.hidden, reinterpret_cast<int8_t*>(at + batch * (args.hidden + 1))};
+    run(args, shared, own, thread, team_size());
+  }
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,151 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// What one thread does in a decoding step. Included by for_each_isa.h once for every instruction set.
+
+#include "matrix_products.h"
+
+namespace ISA_NAMESPACE {
+
+// to = x / rms(x) * weight for every row.
+ISA_INLINE void rms_norm(const float* x, const float* weight, int64_t count, int64_t batch, double epsilon,
+                         float* to) {
+  for (int64_t b = 0; b < batch; ++b, x += count, to += count) {
+    Vec squares = {};
+    for (int64_t i = 0; i < count; i += W) {
+      const Vec v = load_part(x + i, count - i);
+      squares += v * v;
+    }
+    const float mean = lane_sum(squares) / static_cast<float>(count);
+    const float factor = 1.0f / std::sqrt(mean + static_cast<float>(epsilon));
+    for (int64_t i = 0; i < count; i += W)
+      store_part(to + i, load_part(x + i, count - i) * factor * load_part(weight + i, count - i), count - i);
+  }
+}
+
+ISA_INLINE float as_float(float x) { return x; }
+ISA_INLINE float as_float(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+ISA_INLINE void from_float(float x, float* to) { *to = x; }
+ISA_INLINE void from_float(float x, uint16_t* to) {  // to the nearest bfloat16, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t quiet = (bits >> 16) | 0x40u;
+  *to = static_cast<uint16_t>(x == x ? (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16 : quiet);
+}
+
+template <class T>
+ISA_INLINE void embed(const StepArgs& args, const Range& part, float* residual) {
+  for (int64_t b = 0; b < args.batch; ++b) {
+    const T* row = static_cast<const T*>(args.embedding) + args.ids[b] * args.hidden;
+    for (int64_t i = part.first; i < part.last; ++i) residual[b * args.hidden + i] = as_float(row[i]);
+  }
+}
+
+// x enters the window and becomes the activated convolution, in place.
+template <class T>
+ISA_INLINE void convolve(const StepArgs& args, const Layer& layer, void* windows, const Range& own, float* xz) {
+  const int64_t K = args.kernel;
+  for (int64_t b = 0; b < args.batch; ++b) {
+    float* x = xz + b * 2 * args.dim;
+    T* window = static_cast<T*>(windows) + (b * args.dim + own.first) * K;
+    for (int64_t c = own.first; c < own.last; ++c, window += K) {
+      const float* weight = layer.conv_weight + c * K;
+      float sum = layer.conv_bias ? layer.conv_bias[c] : 0.0f;
+      for (int64_t k = 0; k + 1 < K; ++k) {
+        window[k] = window[k + 1];
+        sum += as_float(window[k]) * weight[k];
+      }
+      from_float(x[c], window + K - 1);
+      x[c] = sum + as_float(window[K - 1]) * weight[K - 1];
+    }
+    for (int64_t c = own.first; c < own.last; c += W) {
+      const Vec v = load_part(x + c, own.last - c);
+      store_part(x + c, v * sigmoid(v), own.last - c);
+    }
+  }
+}
+
+// One step of the recurrence for this thread's channels; lanes are states here. y = (C h + D u) silu(z).
+ISA_INLINE void scan_step(const StepArgs& args, const Layer& layer, float* states, const Range& own,
+                          const Shared& shared) {
+  const int64_t N = args.state, projections = args.rank + 2 * N;
+  for (int64_t b = 0; b < args.batch; ++b) {
+    const float* B = shared.projected + b * projections + args.rank;
+    const float* C = B + N;
+    const float* u = shared.xz + b * 2 * args.dim;
+    const float* z = u + args.dim;
+    float* delta = shared.delta + b * args.dim;
+    float* y = shared.y + b * args.dim;
+    for (int64_t c = own.first; c < own.last; c += W)
+      store_part(delta + c, softplus(load_part(delta + c, own.last - c)), own.last - c);
+    for (int64_t c = own.first; c < own.last; c += ROWS) {
+      const int64_t channels = own.last - c < ROWS ? own.last - c : ROWS;
+      Vec sum[ROWS] = {};
+      for (int64_t k = 0; k < channels; ++k) {
+        const float d = delta[c + k], x = d * u[c + k];
+        float* h = states + (b * args.dim + c + k) * N;
+        const float* A2 = layer.A2 + (c + k) * N;
+        for (int64_t n = 0; n < N; n += W) {
+          const int64_t lanes = N - n;
+          const Vec next = exp2<>(d * load_part(A2 + n, lanes)) * load_part(h + n, lanes) + x * load_part(B + n, lanes);
+          store_part(h + n, next, lanes);
+          sum[k] += next * load_part(C + n, lanes);
+        }
+      }
+      float sums[ROWS];
+      lane_sums(sum, sums);
+      for (int64_t k = 0; k < channels; ++k) y[c + k] = sums[k] + layer.D[c + k] * u[c + k];
+    }
+    for (int64_t c = own.first; c < own.last; c += W) {
+      const Vec gate = load_part(z + c, own.last - c);
+      store_part(y + c, load_part(y + c, own.last - c) * gate * sigmoid(gate), own.last - c);
+    }
+  }
+}
+
+ISA_TARGET static void run_layers(const StepArgs& args, const Shared& shared, const Own& own, int64_t thread,
+                                  int64_t threads) {
+  const int64_t batch = args.batch, hidden = args.hidden, dim = args.dim, projections = args.rank + 2 * args.state;
+  const Range channels = part_of(dim, thread, threads), outputs = part_of(hidden, thread, threads);
+  const Range gates = {dim + channels.first, dim + channels.last}, parts = part_of(projections, thread, threads);
+  if (args.embedding_format == BFLOAT16)
+    embed<uint16_t>(args, outputs, shared.residual);
+  else
+    embed<float>(args, outputs, shared.residual);
+  meet();
+  for (int64_t l = 0; l < args.layer_count; ++l) {
+    const Layer& layer = args.layers[l];
+    rms_norm(shared.residual, layer.norm, hidden, batch, args.epsilon, own.x);
+    const Input normed = prepare(layer.in_proj, own.x, hidden, batch, own);
+    multiply(layer.in_proj, channels, normed, shared.xz, 2 * dim, false);
+    multiply(layer.in_proj, gates, normed, shared.xz, 2 * dim, false);
+    if (args.window_format == BFLOAT16)
+      convolve<uint16_t>(args, layer, args.windows[l], channels, shared.xz);
+    else
+      convolve<float>(args, layer, args.windows[l], channels, shared.xz);
+    meet();
+    const Input convolved = prepare(layer.x_proj, shared.xz, 2 * dim, batch, own);
+    multiply(layer.x_proj, parts, convolved, shared.projected, projections, false);
+    meet();
+    const Input step = prepare(layer.dt_proj, shared.projected, projections, batch, own);
+    multiply(layer.dt_proj, channels, step, shared.delta, dim, false);
+    scan_step(args, layer, args.states[l], channels, shared);
+    meet();
+    const Input gated = prepare(layer.out_proj, shared.y, dim, batch, own);
+    multiply(layer.out_proj, outputs, gated, shared.residual, hidden, true);
+    meet();
+  }
+  rms_norm(shared.residual, args.norm, hidden, batch, args.epsilon, own.x);
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t i = outputs.first; i < outputs.last; ++i) args.hidden_out[b * hidden + i] = own.x[b * hidden + i];
+  if (args.logits) {
+    const Input last = prepare(args.head, own.x, hidden, batch, own);
+    multiply(args.head, part_of(args.vocab, thread, threads), last, args.logits, args.vocab, false);
+  }
+}
+
+}  // namespace ISA_NAMESPACE
