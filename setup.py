@@ -1,6 +1,6 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""The compiled selective scan, as an optional extension: where it cannot be built, the installation goes on without
-it and the scan runs in PyTorch. Everything else is in pyproject.toml."""
+"""The compiled operators, as optional extensions: where one cannot be built, the installation goes on without it and
+its work is done by PyTorch. Everything else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -28,17 +28,23 @@ class BuildSharedLibrary(build_ext):
             super().build_extension(ext)
 
 
+LIBRARIES = {
+    "_selective_scan": ["native/causal_conv.cpp", "native/selective_scan.cpp"],
+    "_decode_step": ["native/decode_step.cpp"],
+}
+
 setup(
     cmdclass={"build_ext": BuildSharedLibrary},
     ext_modules=[
         Extension(
-            "mambaformer.native._selective_scan",
-            sources=["native/causal_conv.cpp", "native/selective_scan.cpp"],
+            f"mambaformer.native.{name}",
+            sources=sources,
             depends=sorted(glob("native/*.h")),
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-Wall", "-Wextra", "-g0", "-fopenmp"],
             extra_link_args=["-fopenmp"],
             optional=True,
         )
+        for name, sources in LIBRARIES.items()
     ],
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from .loading import PACKAGE, read_yaml
 from .schema import SPLITS, Concept, Row
 from .similarity import NEAR_DUPLICATE, SHINGLE
 from .stats import statistics
@@ -100,6 +101,14 @@ with the digest
 compares all word
 8-grams with MedQuAD and PubMedQA.
 
+## Read again
+
+The pairs and the facts were read as a sceptical dentist would, by a language model, not by a clinician. What a reading
+found was corrected
+before the next one, everywhere it occurred.
+
+{readings}
+
 ## Limits
 
 - Written with a language model; no clinician has read it. Errors are likely, and some statements will age.
@@ -133,6 +142,18 @@ def size_category(rows: int) -> str:
     return "100K<n<1M"
 
 
+def readings_table() -> str:
+    """What each reading of `readings.yaml` found, as a Markdown table."""
+    lines = [
+        "| date | read | factual errors | question not answered | vague | wording |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in read_yaml(PACKAGE / "readings.yaml")["readings"]:
+        found = " | ".join(str(one[kind]) for kind in ("factual", "no_answer", "vague", "wording"))
+        lines.append(f"| {one['date']} | {one['read']:,} {one['of']} | {found} |")
+    return "\n".join(lines)
+
+
 def card(concepts: list[Concept], rows: list[Row]) -> str:
     """The card as Markdown with a YAML head that `datasets` and the Hub read."""
     return TEMPLATE.format(
@@ -142,4 +163,5 @@ def card(concepts: list[Concept], rows: list[Row]) -> str:
         threshold=NEAR_DUPLICATE,
         statistics=statistics(concepts, rows),
         digest=digest(concepts),
+        readings=readings_table(),
     )

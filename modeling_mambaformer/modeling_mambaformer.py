@@ -20,6 +20,7 @@ from .adapter_checkpoint import is_adapter_checkpoint, load_adapter_checkpoint
 from .cache_mambaformer import MambaFormerCache, RoutingRequest
 from .checkpoint_loading import check_finite, reading_weights
 from .composition import compose_experts
+from .emamba_decoder import EMambaDecoder
 from .emamba_stream import read_on, read_source, read_together
 from .generation_mambaformer import MambaFormerGenerationMixin
 from .lazy_et5 import decode_together
@@ -105,6 +106,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         self.router = TokenRouter(config)
         self.gate = SequenceGate(config)
         use_selective_scan(self.emamba)
+        self.emamba_decoder = EMambaDecoder(config.emamba_decode)
         self.post_init()
 
     @classmethod
@@ -133,6 +135,29 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             model = MambaFormerForConditionalGeneration.from_adapters_pretrained("adapters/", emamba="mamba-130m-hf/")
         """
         return load_adapter_checkpoint(cls, pretrained_model_name_or_path, et5, emamba, **kwargs)
+
+    def pack_emamba(self, weight_format: str) -> MambaFormerForConditionalGeneration:
+        """
+        Choose the weights that EMamba decodes single tokens with on a CPU, and pack them now; returns the model.
+
+        The parameters stay as they are, for sources, training and saving. Where the compiled step does not apply
+        (another device or family, hooks, unmerged adapters, no library), the modules are run, as one log line says.
+
+        Args:
+            weight_format: `float32`, the weights as they are stored; `bfloat16` or `int8`, a rounded copy that is read
+                faster; or `off`, always the modules.
+
+        Raises:
+            ValueError: for an unknown `weight_format`.
+
+        Example::
+
+            model = MambaFormerForConditionalGeneration.from_pretrained("mambaformer/").pack_emamba("int8")
+        """
+        self.emamba_decoder = EMambaDecoder(weight_format)
+        self.config.emamba_decode = weight_format
+        self.emamba_decoder.prepare(self.emamba)
+        return self
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """ET5's encoder; `generate` does not run it unless a token is routed."""
@@ -295,13 +320,19 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         request, before = cache.request, cache.get_seq_length()
         if states is not None:
             cache.et5.adopt(states)
-        hidden = None
+        hidden = emamba_logits = None
         if request.routing != "et5":
             if cache.emamba is None:
                 self._read_source(cache)
-            hidden = read_on(self.emamba, cache.emamba, ids)  # (B, T, D)
+                self.emamba_decoder.prepare(self.emamba)
+            stepped = self.emamba_decoder.step(self.emamba, cache.emamba, ids)
+            # (B, T, D), (B, T, V) or None
+            hidden, emamba_logits = stepped or (read_on(self.emamba, cache.emamba, ids), None)
         gate_logit = None if cache.gate_logit is None else cache.gate_logit[cache.row_source]  # (B,)
-        choice = choose(self, request, ids, cache.ended(ids), hidden, cache.router, cache.row_scalars(), gate_logit)
+        ended, scalars = cache.ended(ids), cache.row_scalars()
+        choice = choose(
+            self, request, ids, ended, hidden, cache.router, scalars, gate_logit, emamba_logits=emamba_logits
+        )
         cache.router = choice.state
         cache.decoder_ids = torch.cat([cache.decoder_ids, ids], dim=1)  # (B, t + T)
         keep = keep or ids.shape[1]

@@ -20,6 +20,7 @@ from mambaformer.trainer.evaluation_gold import gold_pass, policy_log_p
 from mambaformer.trainer.evaluation_likelihood import (
     Rule,
     best_tokens,
+    calibrate_gates,
     calibrate_rules,
     choices_by,
     compare_likelihoods,

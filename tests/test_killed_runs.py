@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,31 +19,50 @@ from tiny_training import tiny_rows, tiny_tokenizer, write_jsonl
 from mambaformer.trainer.checkpoints import last_whole_checkpoint
 
 pytestmark = pytest.mark.slow
-STOP_AT = str(Path(__file__).parent / "stop_at.py")
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def finish(command: list[str]) -> subprocess.CompletedProcess:
-    """Run a command to its end, whatever that is."""
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=ENVIRONMENT)
+class Starter:
+    """Runs commands through `stop_at.py`, each in a process of its own, and says how they ended."""
+
+    def __init__(self, log: Path):
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "stop_at.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+
+    def run(self, command: list[str], **how: str) -> int:
+        """The exit code of a command."""
+        self.process.stdin.write(json.dumps({"command": command, "log": str(self.log), **how}) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def finish(self, command: list[str]) -> str:
+        """Run a command to its end; what it said."""
+        code = self.run(command)
+        said = self.log.read_text(encoding="utf-8")
+        assert code == 0, said[-3000:]
+        return said
+
+    def kill(self, command: list[str], **how: str) -> str:
+        """Run a command that is killed -9 as `how` says; what it said till then."""
+        code = self.run(command, **how)
+        said = self.log.read_text(encoding="utf-8")
+        assert code == -signal.SIGKILL, f"{how} never came to be: {said[-3000:]}"
+        return said
 
 
-def kill_once_there(command: list[str], file: Path) -> None:
-    """Start a command and kill -9 it as soon as `file` exists, wherever it is by then."""
-    with subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
-    ) as process:
-        while not file.exists() and process.poll() is None:
-            time.sleep(0.002)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-
-
-def kill_at(file: str, command: list[str]) -> str:
-    """Run a command, killed half-way through writing `file`; what it said."""
-    done = finish([STOP_AT, file, *command])
-    assert done.returncode == -signal.SIGKILL, f"{file} was never written: {done.stderr[-3000:]}"
-    return done.stderr
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory):
+    """Forks trainings."""
+    made = Starter(tmp_path_factory.mktemp("killed") / "said.txt")
+    yield made
+    made.process.stdin.close()
+    made.process.wait()
 
 
 def same_tensors(first: Path, second: Path) -> None:
@@ -59,7 +77,7 @@ def without_times(figures: dict) -> dict:
     return {name: value for name, value in figures.items() if not name.startswith("train_") and name != "total_flos"}
 
 
-def test_a_run_killed_seven_times(repo_root, et5_folder, emamba_folder, tmp_path):
+def test_a_run_killed_seven_times(starter, repo_root, et5_folder, emamba_folder, tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
     write_jsonl(tmp_path / "qa.jsonl", tiny_rows(40))
     command = [str(repo_root / "trainer" / "run.py"), str(repo_root / "trainer" / "configs" / "smoke.yaml")]
@@ -68,23 +86,21 @@ def test_a_run_killed_seven_times(repo_root, et5_folder, emamba_folder, tmp_path
     command += ["--save_steps", "3", "--save_total_limit", "1", "--seed", "5", "--adapt.lora_dropout", "0.1"]
     command += ["--adapt.max_steps", "24", "--distil.max_steps", "6", "--report_to", "none"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = finish([*command, "--output_dir", str(whole)])
-    assert done.returncode == 0, done.stderr[-3000:]
+    starter.finish([*command, "--output_dir", str(whole)])
 
     command += ["--output_dir", str(parts), "--resume", "true"]
-    kill_once_there(command, parts / "adapt" / "checkpoint-3" / "trainer_state.json")
-    kill_at("adapt/checkpoint-18/trainable.safetensors", command)
-    said = kill_at("adapt/checkpoint-21/optimizer.pt", command)
+    starter.kill(command, once=str(parts / "adapt" / "checkpoint-3" / "trainer_state.json"))
+    starter.kill(command, half="adapt/checkpoint-18/trainable.safetensors")
+    said = starter.kill(command, half="adapt/checkpoint-21/optimizer.pt")
     assert "checkpoint-18 is not whole" in said and (parts / "adapt" / "broken-checkpoint-18").is_dir()
-    said = kill_at("adapt/checkpoint-24/trainer_state.json", command)
+    said = starter.kill(command, half="adapt/checkpoint-24/trainer_state.json")
     assert "checkpoint-21 is not whole" in said
-    said = kill_at("adapt/finished.partial/trainable.safetensors", command)
+    said = starter.kill(command, half="adapt/finished.partial/trainable.safetensors")
     assert "checkpoint-24 is not whole" in said
-    kill_at("distil/checkpoint-3/trainer_state.json", command)
-    kill_at("model.partial/model.safetensors", command)
+    starter.kill(command, half="distil/checkpoint-3/trainer_state.json")
+    starter.kill(command, half="model.partial/model.safetensors")
     assert not (parts / "model").exists()
-    done = finish(command)
-    assert done.returncode == 0, done.stderr[-3000:]
+    starter.finish(command)
 
     same_tensors(parts / "model" / "model.safetensors", whole / "model" / "model.safetensors")
     for name in ("adapt", "distil"):
@@ -100,7 +116,7 @@ def test_a_run_killed_seven_times(repo_root, et5_folder, emamba_folder, tmp_path
         assert without_times(first["stages"][name]) == without_times(second["stages"][name])
 
 
-def test_a_pretraining_killed_four_times(tmp_path):
+def test_a_pretraining_killed_four_times(starter, tmp_path):
     dental = tmp_path / "dental"
     dental.mkdir()
     for split, chosen in (("train", rows()), ("validation", rows()[:12])):
@@ -109,24 +125,21 @@ def test_a_pretraining_killed_four_times(tmp_path):
     fields = {**SIZES, "dental_qa": dental, "expert": "emamba", "max_steps": 24, "save_minutes": 0.0, "probe_rows": 0}
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = finish(["-m", module, *options, "--output_dir", str(whole), "--stage", "data"])
-    assert done.returncode == 0, done.stderr[-3000:]
+    starter.finish([module, *options, "--output_dir", str(whole), "--stage", "data"])
     parts.mkdir()
     (parts / "data").symlink_to(whole / "data")
-    done = finish(["-m", module, *options, "--output_dir", str(whole)])
-    assert done.returncode == 0, done.stderr[-3000:]
+    starter.finish([module, *options, "--output_dir", str(whole)])
 
     command = [module, *options, "--output_dir", str(parts)]
-    kill_once_there(["-m", *command], parts / "emamba" / "checkpoints" / "checkpoint-2" / "trainer_state.json")
-    kill_at("checkpoint-20/model.safetensors", command)
-    said = kill_at("checkpoint-22/optimizer.pt", command)
+    starter.kill(command, once=str(parts / "emamba" / "checkpoints" / "checkpoint-2" / "trainer_state.json"))
+    starter.kill(command, half="checkpoint-20/model.safetensors")
+    said = starter.kill(command, half="checkpoint-22/optimizer.pt")
     assert "checkpoint-20 is not whole" in said
     log = parts / "emamba.jsonl"
     log.write_bytes(log.read_bytes()[:-7])  # as if the stop had cut the log's last line
-    said = kill_at("checkpoint-23/trainer_state.json", command)
+    said = starter.kill(command, half="checkpoint-23/trainer_state.json")
     assert "checkpoint-22 is not whole" in said
-    done = finish(["-m", *command])
-    assert done.returncode == 0 and "checkpoint-23 is not whole" in done.stderr, done.stderr[-3000:]
+    assert "checkpoint-23 is not whole" in starter.finish(command)
     same_tensors(parts / "emamba" / "model.safetensors", whole / "emamba" / "model.safetensors")
     complete = "\n".join(line for line in log.read_text().splitlines() if line.endswith("}"))
     log.write_text(complete, encoding="utf-8")

@@ -108,7 +108,9 @@ def test_help_lists_the_fields_without_torch(repo_root):
         assert f"--{field.name}" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["smoke", "dental_embedded", "flan_t5_base_mamba_130m"])
+@pytest.mark.parametrize(
+    "name", ["smoke", "dental_embedded", "flan_t5_base_mamba_130m", "flan_t5_large_mamba_370m_gpu"]
+)
 def test_shipped_configurations_parse(parser, repo_root, name, tmp_path):
     path = repo_root / "trainer" / "configs" / f"{name}.yaml"
     values = ["--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true", "--report_to", "none"]

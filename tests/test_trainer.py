@@ -91,9 +91,9 @@ def test_joint_moves_adapters_router_and_gate(model, rows, tmp_path):
     last = trainer.state.log_history[-2]
     for name in ("task", "expert", "util", "use", "cost", "burst", "z", "gate"):
         assert f"loss_{name}" in last, name
-    for name in ("price", "tau", "share", "soft_share", "passes", "caught_up_tokens", "encoder_calls", "oracle_gap"):
+    for name in ("lambda", "tau", "share", "soft_share", "passes", "caught_up_tokens", "encoder_calls", "oracle_gap"):
         assert name in last, name
-    prices = logged(trainer, "price")
+    prices = logged(trainer, "lambda")
     assert prices[0] > 0 and len(set(prices)) == 3  # dual ascent is at work
 
 

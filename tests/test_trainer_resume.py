@@ -45,7 +45,7 @@ def test_resumed_equals_uninterrupted(et5_folder, emamba_folder, tmp_path, stage
     assert (checkpoint / TRAINABLE_FILE).stat().st_size < 200_000
     resumed = make_trainer(et5_folder, emamba_folder, tmp_path / "again", stage=stage, lora_dropout=0.1)
     resumed.train(resume_from_checkpoint=str(checkpoint))
-    for name in ("loss", "grad_norm", *(("price", "tau") if stage != "adapt" else ())):
+    for name in ("loss", "grad_norm", *(("lambda", "tau") if stage != "adapt" else ())):
         first, second = (
             [entry[name] for entry in trainer.state.log_history if name in entry] for trainer in (whole, resumed)
         )

@@ -67,6 +67,61 @@ def test_missing_columns_are_named_with_those_there(tmp_path):
         load_qa(path, question_column="prompt")
 
 
+def test_a_named_context_column_must_be_there(tmp_path):
+    path = str(write_jsonl(tmp_path / "qa.jsonl", [{"question": "why?", "answer": "so"}]))
+    assert load_qa(path)["context"] == [""]
+    with pytest.raises(ValueError, match="no column 'passage'"):
+        load_qa(path, context_column="passage")
+
+
+def test_a_decision_goes_before_the_answer(tmp_path):
+    rows = [{**row, "label": label} for row, label in zip(tiny_rows(3), ("yes", "no", "maybe"), strict=True)]
+    loaded = load_qa(str(write_jsonl(tmp_path / "qa.jsonl", rows)), decision_column="label", keep=("label",))
+    assert loaded["answer"] == [f"{row['label']}. {row['answer']}" for row in rows]
+    assert loaded["label"] == ["yes", "no", "maybe"]
+    rows[1]["label"] = " "
+    with pytest.raises(ValueError, match="1 of 3 rows have an empty label, the first is row 1"):
+        load_qa(str(write_jsonl(tmp_path / "other.jsonl", rows)), decision_column="label")
+
+
+def test_cells_are_taken_as_written(tmp_path):
+    """What pandas takes for missing numbers are words of an answer; a byte-order mark is no part of a column's name."""
+    path = tmp_path / "qa.csv"
+    path.write_text("question,context,answer\nany caries?,,None\nnext visit?,,NA\nhow many?,,32\n", "utf-8-sig")
+    assert load_qa(str(path))["answer"] == ["None", "NA", "32"]
+    path = tmp_path / "empty.csv"
+    path.write_text("question,context,answer\nany caries?,,None\nnext visit?,,\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="1 of 2 rows have an empty answer, the first is row 1"):
+        load_qa(str(path))
+
+
+@pytest.mark.parametrize("text", ["", "question,context,answer\n"])
+def test_a_file_without_rows(tmp_path, text):
+    path = tmp_path / "qa.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"qa.csv has no rows"):
+        load_qa(str(path))
+
+
+def test_a_folder_is_checked_like_a_file(tmp_path):
+    save(tiny_rows(4), tmp_path / "train.csv")
+    save(tiny_rows(3), tmp_path / "validation.csv")
+    assert [len(load_qa(str(tmp_path), split)) for split in ("train", "validation", "train[:2]")] == [4, 3, 2]
+    with pytest.raises(ValueError, match="nowhere"):
+        load_qa(str(tmp_path), "nowhere")
+    (tmp_path / "validation.csv").write_bytes("question,context,answer\ncaf\xe9?,,yes\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"validation.csv is not UTF-8: byte 0xe9"):
+        load_qa(str(tmp_path))
+    (tmp_path / "validation.csv").write_text('question,context,answer\na,b,c,d,e\n"', encoding="utf-8")
+    with pytest.raises(ValueError, match="could not be read"):
+        load_qa(str(tmp_path))
+
+
+def test_a_hub_id_that_is_out_of_reach_is_named():
+    with pytest.raises((OSError, ValueError), match="nobody/no-such-set"):
+        load_qa("nobody/no-such-set")
+
+
 def test_wrong_encoding_names_the_byte(tmp_path):
     path = tmp_path / "latin.csv"
     path.write_bytes("question,context,answer\ncaf\xe9?,,yes\n".encode("latin-1"))

@@ -162,8 +162,8 @@ def load_trainable(model: nn.Module, folder: str | Path) -> None:
     )
     if wrong:
         raise ValueError(
-            f"{path} holds {len(saved)} tensors, this stage trains {len(trained)}; {len(wrong)} do not match, the first "
-            f"is {wrong[0]!r}: resume with the stage, ranks, targets and train_embeddings of the saved run."
+            f"{path} holds {len(saved)} tensors, this stage trains {len(trained)}; {len(wrong)} do not match, the "
+            f"first is {wrong[0]!r}: resume with the stage, ranks, targets and train_embeddings of the saved run."
         )
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -83,7 +83,8 @@ def last_whole_checkpoint(folder: str | Path, resuming: bool = True) -> str | No
         resuming: as in `fault_of`; False for runs with `save_only_model`.
     """
     folder = Path(folder)
-    found = [path for path in folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name)] if folder.is_dir() else []
+    inside = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in inside if path.is_dir() and NAME.fullmatch(path.name)]
     for path in sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True):
         reason = fault_of(path, resuming)
         if reason is None:

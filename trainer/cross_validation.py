@@ -2,9 +2,9 @@
 """
 K-fold cross-validation of a whole run: train, calibrate and score K times, each time without another fold.
 
-The rows are those that the run would train, distil and calibrate on; test splits are never touched. No group (a concept
-of DentalQA, a PubMed id, else a question) is in two folds, nor in two roles within a fold. Each fold has a folder of its
-own, output_dir/fold_1 and so on, and a finished one is taken up by a run with --resume true.
+The rows are those that the run would train, distil and calibrate on; test splits are never touched. No group (a
+concept of DentalQA, a PubMed id, else a question) is in two folds, nor in two roles within a fold. Each fold has a
+folder of its own, output_dir/fold_1 and so on, and a finished one is taken up by a run with --resume true.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class FiniteLossMixin(Trainer):
 
 
 class FiniteGradients(TrainerCallback):
-    """Before each optimizer step: clipping turns an infinite gradient into NaN, and NaN would spread to all weights."""
+    """Before each optimizer step: clipping makes NaN of an infinite gradient, and NaN would spread to all weights."""
 
     def __init__(self, trainer: FiniteLossMixin):
         self.trainer = trainer

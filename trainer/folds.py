@@ -1,5 +1,5 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""Rows divided into parts by groups (a concept, a PubMed id): which part a group is in follows from its hash and size."""
+"""Rows divided into parts, by groups (a concept, a PubMed id) that stay whole, always the same for the same seed."""
 
 from __future__ import annotations
 

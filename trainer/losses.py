@@ -24,11 +24,12 @@ class LossInputs:
         mask: `(B, T)` float, 1 on answer tokens, 0 on padding.
         log_p_mix, log_p_et5, log_p_emamba: `(B, T)`, log-probability in nats of the gold token.
         margin: `(B, T)`, the router's, finite everywhere.
-        delta: `(B, T)`, clipped benefit of ET5 in nats. cost: `(B, T)`, of a call there, 1 is an ordinary call.
+        delta: `(B, T)`, clipped benefit of ET5 in nats.
+        cost: `(B, T)`, of a call there in units of an average call: measured milliseconds over `CallCosts.unit_ms`.
         target, weight: `(B, T)`, of the router's cross-entropy.
         choice: `(B, T)` long, 1 where the router asks ET5.
         gate_logit, gate_target: `(B,)`.
-        price: nats per unit of cost. share: target share of ET5.
+        price: lambda, in nats per unit of cost. share: target share of ET5.
     """
 
     mask: torch.Tensor

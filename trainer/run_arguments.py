@@ -16,6 +16,13 @@ class RunArguments:
     tokenizer: str | None = field(
         default=None, metadata={"help": "The shared tokenizer; default the one beside the model or beside et5."}
     )
+    router_features: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What the router looks at, of complexity, length, domain, past; default all, or the model's own. "
+            "Other than the model's own: a fresh router."
+        },
+    )
     dtype: str = field(default="float32", metadata={"help": "Of the weights in memory: float32 or bfloat16."})
     save_dtype: str | None = field(default=None, metadata={"help": "Of the saved weights; default that in memory."})
     save_form: str = field(

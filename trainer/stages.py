@@ -29,7 +29,8 @@ class RoutingState:
 
     Attributes:
         share: target share of ET5. tau: present temperature.
-        price: nats per unit of cost, `None` before the first batch of a joint stage with an automatic price.
+        price: lambda, in nats per unit of cost (an average call), `None` before the first batch of a joint stage with
+            an automatic price.
         spent: running mean of the expected cost a token. threshold: running (1 - share) quantile of the margins.
         costs: of ET5's calls.
     """

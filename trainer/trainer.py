@@ -41,6 +41,11 @@ class AdaptRouting(TrainerCallback):
         self.trainer.adapt_routing()
 
 
+def mean_length(rows) -> float:
+    """Mean length of lists, in tokens."""
+    return sum(map(len, rows)) / max(1, len(rows))
+
+
 class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
     """
     Train one stage of a MambaFormer.
@@ -53,7 +58,7 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
         processing_class (`PreTrainedTokenizerBase`): the shared tokenizer.
 
     Raises:
-        ValueError: for a stage that has nothing to train or a model of another kind.
+        ValueError: for a stage that has nothing to train or no loss term to train it by, or a model of another kind.
 
     Example::
 
@@ -79,6 +84,10 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
             if processing_class is None:
                 raise ValueError("Neither data_collator nor processing_class was given: give the shared tokenizer.")
             data_collator = Collator(processing_class)
+        self.weights = {name: getattr(args, f"w_{name}") for name in LOSS_TERMS}
+        terms = [name for name, term in LOSS_TERMS.items() if args.stage in term.stages]
+        if not any(self.weights[name] for name in terms):
+            raise ValueError(f"Stage {args.stage!r} has no loss: give one of {[f'w_{n}' for n in terms]} a weight.")
         share = model.config.expert_budget if args.expert_budget is None else args.expert_budget
         self.routing = RoutingState(share=share, tau=args.tau)
         prepare_stage(model, args)
@@ -94,7 +103,8 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
                 price, costs = price_of(train_dataset, share, model.config.cost_table, args.delta_clip)
                 self.routing.price, self.routing.costs = price, costs
         else:
-            length = model.config.max_target_length / 2
+            labelled = "labels" in (getattr(train_dataset, "column_names", None) or ())
+            length = mean_length(train_dataset["labels"]) if labelled else model.config.max_target_length / 2
             self.routing.costs = CallCosts.from_table(model.config.cost_table, share, length)
         if args.price != "auto":
             self.routing.price = float(args.price)
@@ -134,9 +144,7 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
         if known.margin is not None and self.routing.price is None:
             self._first_price(known)
             known.price = self.routing.price
-        loss, terms = total_loss(
-            known, self.args.stage, {name: getattr(self.args, f"w_{name}") for name in LOSS_TERMS}
-        )
+        loss, terms = total_loss(known, self.args.stage, self.weights)
         self._record(known, terms, loss)
         if num_items_in_batch is not None:
             micro_batches = self.current_gradient_accumulation_steps * self.accelerator.num_processes
@@ -194,7 +202,13 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
 
     @torch.no_grad()
     def _record(self, known: LossInputs, terms: dict[str, torch.Tensor], loss: torch.Tensor) -> None:
-        """Keep this batch's terms and routing figures, detached, until they are logged."""
+        """
+        Keep this batch's terms and routing figures, detached, until they are logged.
+
+        `lambda` is in nats per average call, `expected_cost` in average calls a token; beside them, where a cost table
+        was measured, the same per and in milliseconds. `share` and `soft_share` are of the answer's tokens; `passes`,
+        `caught_up_tokens` and `encoder_calls` are per sequence; gains and `oracle_gap` in nats a token.
+        """
         logged = self._logged["train" if self.model.training else "eval"]
         for name, value in terms.items():
             logged[f"loss_{name}"].append(value.float())
@@ -210,7 +224,7 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
         best, won = oracle_gain(delta, chosen)
         spent = known.mean(torch.sigmoid(known.margin) * known.cost)
         figures = {
-            "price": self.routing.price,
+            "lambda": self.routing.price,
             "tau": self.routing.tau,
             "share": routed.sum() / token.sum(),
             "soft_share": known.mean(torch.sigmoid(known.margin)),
@@ -222,6 +236,9 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
             "router_gain": won,
             "oracle_gap": best - won,
         }
+        unit = self.routing.costs.unit_ms
+        if unit:
+            figures.update({"expected_cost_ms": spent * unit, "lambda_per_ms": self.routing.price / unit})
         for name, value in figures.items():
             logged[name].append(torch.as_tensor(value, dtype=torch.float, device=token.device))
         if self.model.training:

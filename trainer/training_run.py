@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ..dental_qa.lexicon import load_lexicon
 from ..modeling_mambaformer.adapter_checkpoint import is_adapter_checkpoint
 from ..modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
+from ..modeling_mambaformer.router import TokenRouter
 from ..tokenizer.domain_lexicon import domain_weights
 from ..tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 from .adapter_folder import CollectedAdapters, collect_adapters, write_adapters
@@ -60,9 +62,8 @@ def load(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments]) -> 
     first = next(iter(stages.values()))
     if sharded() and list(stages) not in (["adapt"], ["joint"]):
         raise ValueError(
-            f"stages are {list(stages)}, and FSDP is on, which shards one stage: run `--stages adapt` under FSDP, then "
-            "all stages without it and with `--resume true`, which takes adapt up as it is. Router and calibration "
-            "are small work."
+            f"stages are {list(stages)}, and FSDP is on, which shards one stage: run `--stages adapt` under FSDP, "
+            "then all stages without it and with `--resume true`, which takes adapt up as it is."
         )
     set_seed(first.seed)
     model, tokenizer = load_model(run)
@@ -156,6 +157,8 @@ def load_model(run: RunArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         else:
             model = kind.from_pretrained(run.model_name_or_path, dtype=dtype)
         model.config.max_source_length, model.config.max_target_length = run.max_source_length, run.max_target_length
+        if run.router_features not in (None, model.config.router_features):
+            renew_router(model, run.router_features)
     else:
         model = MambaFormerForConditionalGeneration.from_experts_pretrained(
             run.et5,
@@ -164,11 +167,28 @@ def load_model(run: RunArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerB
             dtype=dtype,
             max_source_length=run.max_source_length,
             max_target_length=run.max_target_length,
+            router_features=run.router_features,
         )
     if run.lexicon is not None:
         words = load_lexicon() if run.lexicon == "dental_qa" else load_lexicon(Path(run.lexicon))
         model.router.domain_weight.copy_(domain_weights(tokenizer, words, model.config.vocab_size))
     return model, tokenizer
+
+
+def renew_router(model: PreTrainedModel, features: list[str]) -> None:
+    """
+    Give `model` an untrained router that looks at `features`, and forget what was calibrated for the old one; domain
+    weights, which are not trained, stay.
+
+    Raises:
+        ValueError: for a feature group that does not exist.
+    """
+    old, config = model.router, copy.deepcopy(model.config)
+    config.router_features = list(features)
+    router = TokenRouter(config).apply(model._init_weights).to(old.score.weight)
+    router.domain_weight.copy_(old.domain_weight)
+    model.router, model.config.router_features = router, config.router_features
+    model.config.router_threshold, model.config.threshold_table, model.config.gate_threshold = 0.0, None, None
 
 
 def load_rows(run: RunArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Dataset]:

@@ -19,30 +19,37 @@ class CallCosts:
     """
     Cost of an ET5 call, in units of an average call at the target share (so that a mean cost of 1 is ordinary).
 
+    The proportions come from measured milliseconds; the unit makes prices, step sizes and budgets mean the same on a
+    fast and on a slow machine.
+
     Attributes:
         once: of a decoder pass. token: of each position that it computes. encoder: of one encoder run.
         calls: expected calls a sequence, over which the encoder's run is spread.
+        unit_ms: milliseconds of one unit on the machine where the table was measured; 0 without a table.
     """
 
     once: float = 1.0
     token: float = 0.0
     encoder: float = 0.0
     calls: float = 1.0
+    unit_ms: float = 0.0
 
     @classmethod
     def from_table(cls, table: dict[str, float] | None, share: float, target_length: float) -> CallCosts:
         """
-        Normalise a measured table (milliseconds under `pass`, `token`, `encoder`); without one every call costs 1.
+        Normalise a table measured by `costs.measure_costs` (milliseconds under `pass`, `token`, `encoder`; one that is
+        missing is free); without a table, or where all is free, every call costs 1.
 
         Args:
-            share: target share of ET5. target_length: mean answer length in tokens.
+            share: target share of ET5, above 0. target_length: mean answer length in tokens.
         """
-        if not table:
-            return cls()
+        once, token, encoder = ((table or {}).get(name, 0.0) for name in ("pass", "token", "encoder"))
         calls = max(1.0, share * target_length)
         gap = min(1 / share, target_length)
-        average = table["pass"] + table["token"] * gap + table["encoder"] / calls
-        return cls(table["pass"] / average, table["token"] / average, table["encoder"] / average, calls)
+        average = once + token * gap + encoder / calls  # ms
+        if average <= 0:
+            return cls()
+        return cls(once / average, token / average, encoder / average, calls, average)
 
     def of_call(self, gap: torch.Tensor) -> torch.Tensor:
         """Cost of a call that catches up `gap` positions (1: none skipped), the encoder's part included."""

@@ -121,16 +121,14 @@ class UtilityCache:
         folder: of all caches; this one is a folder in it, made where it is missing.
         dataset: rows with `labels`.
         parts: what `fingerprint` returned.
-        shard_rows: rows a file.
     """
 
-    def __init__(self, folder: str | Path, dataset: Dataset, parts: dict[str, Any], shard_rows: int = SHARD_ROWS):
+    def __init__(self, folder: str | Path, dataset: Dataset, parts: dict[str, Any]):
         text = json.dumps(parts, sort_keys=True, indent=1)
         self.folder = Path(folder) / digest([text.encode()])
         self.dataset = dataset
-        self.spans = [
-            range(start, min(start + shard_rows, len(dataset))) for start in range(0, len(dataset), shard_rows)
-        ]
+        count = len(dataset)
+        self.spans = [range(start, min(start + SHARD_ROWS, count)) for start in range(0, count, SHARD_ROWS)]
         if not self.folder.is_dir():
             for other in sorted(Path(folder).glob(f"*/{FINGERPRINT_FILE}")):
                 logger.info("cache %s is of other %s", other.parent.name, " and ".join(differing(other, parts)))
@@ -171,7 +169,7 @@ class UtilityCache:
         replace_file(self.path(number), save)
 
     def fill(self, compute: Callable[[Dataset], Columns], rank: int = 0, processes: int = 1) -> int:
-        """Compute the shards that are missing, every `processes`-th of them from `rank`; returns how many there were."""
+        """Compute the missing shards among every `processes`-th from `rank`; returns how many there were."""
         missing = [n for n in range(rank, len(self.spans), processes) if self.read(n) is None]
         for number in missing:
             self.write(number, compute(self.dataset.select(self.spans[number])))
