@@ -60,7 +60,7 @@ def load_adapter_checkpoint(
     device_map: Any = None,
     output_loading_info: bool = False,
     **kwargs: Any,
-) -> PreTrainedModel | tuple[PreTrainedModel, dict]:
+) -> Any:
     """
     Put the adapters, router and rebuilt embeddings of `source` on their bases; one copy of the weights in memory.
 
@@ -75,7 +75,7 @@ def load_adapter_checkpoint(
         kwargs: options of the Hub, and fields of the configuration to override.
 
     Returns:
-        the model, in evaluation mode.
+        the model, in evaluation mode; with `output_loading_info` also a report, in which nothing is missing.
 
     Raises:
         ImportError: where PEFT is not installed.

@@ -43,7 +43,7 @@ def patch(end: str) -> None:
     """Let the functions that write checkpoints stop at the path with this end."""
     for module in list(sys.modules.values()):
         for name in ("save_file", "safe_save_file"):
-            if getattr(module, name, None) is SAVE_FILE:
+            if getattr(module, "__dict__", {}).get(name) is SAVE_FILE:
                 setattr(module, name, stopping(SAVE_FILE, end))
     torch.save = stopping(torch.save, end)
     TrainerState.save_to_json = stopping(TrainerState.save_to_json, end)

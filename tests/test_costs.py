@@ -3,32 +3,33 @@
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mambaformer.trainer.costs import measure_costs
+from mambaformer.trainer import costs
 from mambaformer.trainer.utility import CallCosts, gaps_of, utility_target
 
 TABLE = {"pass": 3.0, "token": 0.2, "encoder": 10.0, "emamba": 1.0}
 
 
-def test_a_slower_part_costs_the_milliseconds_it_is_slower_by(model):
-    plain = measure_costs(model, source_length=12, target_length=6, repeats=5)
+def test_costs_are_the_milliseconds_that_each_part_takes(model, monkeypatch):
+    """On a clock that only the experts move, since a real one shows other programs too."""
+    seconds = [0.0]
+    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
 
-    def slow_decoder(module, inputs, output):
-        time.sleep(0.010 + 0.002 * output.last_hidden_state.shape[1])
+    def takes(part, milliseconds) -> None:
+        def work(module, inputs, output):
+            seconds[0] += milliseconds(output.last_hidden_state.shape[1]) / 1000
 
-    model.et5.encoder.register_forward_hook(lambda *_: time.sleep(0.020))
-    model.et5.decoder.register_forward_hook(slow_decoder)
-    model.emamba.backbone.register_forward_hook(lambda *_: time.sleep(0.015))
-    slowed = measure_costs(model, source_length=12, target_length=6, repeats=5)
-    more = {name: slowed[name] - plain[name] for name in plain}
-    assert more["encoder"] == pytest.approx(20, rel=0.5)
-    assert more["pass"] == pytest.approx(10, rel=0.6)
-    assert more["token"] == pytest.approx(2, rel=0.5)
-    assert more["emamba"] == pytest.approx(15, rel=0.5)
+        part.register_forward_hook(work)
+
+    takes(model.et5.encoder, lambda positions: 20.0)
+    takes(model.et5.decoder, lambda positions: 10.0 + 2.0 * positions)
+    takes(model.emamba.backbone, lambda positions: 15.0 * positions)
+    table = costs.measure_costs(model, source_length=12, target_length=6, repeats=2)
+    assert table == pytest.approx({"pass": 10.0, "token": 2.0, "encoder": 20.0, "emamba": 15.0})
 
 
 def test_a_machine_three_times_as_slow_gives_the_same_targets():
@@ -38,16 +39,16 @@ def test_a_machine_three_times_as_slow_gives_the_same_targets():
     assert slow.unit_ms == pytest.approx(3 * fast.unit_ms)
     assert (slow.once, slow.token, slow.encoder) == pytest.approx((fast.once, fast.token, fast.encoder))
     delta, gap = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)), torch.full((4, 9), 7.0)
-    targets = [utility_target(delta, costs.of_call(gap), 0.7, 0.5) for costs in (fast, slow)]
+    targets = [utility_target(delta, machine.of_call(gap), 0.7, 0.5) for machine in (fast, slow)]
     torch.testing.assert_close(*targets)
 
 
 def test_a_call_in_milliseconds():
-    costs = CallCosts.from_table(TABLE, 0.04, 100)  # 4 calls a sequence, 25 positions each
-    assert costs.unit_ms == pytest.approx(3.0 + 25 * 0.2 + 10.0 / 4)
-    assert float(costs.of_call(torch.tensor(5.0))) * costs.unit_ms == pytest.approx(3.0 + 5 * 0.2 + 10.0 / 4)
+    call = CallCosts.from_table(TABLE, 0.04, 100)  # 4 calls a sequence, 25 positions each
+    assert call.unit_ms == pytest.approx(3.0 + 25 * 0.2 + 10.0 / 4)
+    assert float(call.of_call(torch.tensor(5.0))) * call.unit_ms == pytest.approx(3.0 + 5 * 0.2 + 10.0 / 4)
     choice = torch.tensor([[0, 0, 1, 1]])
-    assert float(costs.of_sequence(choice, gaps_of(choice))) * costs.unit_ms == pytest.approx(2 * 3 + 4 * 0.2 + 10)
+    assert float(call.of_sequence(choice, gaps_of(choice))) * call.unit_ms == pytest.approx(2 * 3 + 4 * 0.2 + 10)
 
 
 def test_tables_with_gaps():

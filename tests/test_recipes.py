@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.launch import prepare_multi_gpu_env
@@ -36,10 +36,10 @@ def fsdp_environment(repo_root, monkeypatch):
     file = str(repo_root / "trainer" / "configs" / "accelerate_fsdp.yaml")
     config = load_config_from_file(file)
     assert config.distributed_type == "FSDP" and config.mixed_precision == "bf16" and config.num_processes == 2
-    words = ["--config_file", file, "--use_fsdp", "--num_processes", "2", "--mixed_precision", "bf16"]
-    words += [f"--{name}={value}" for name, value in config.fsdp_config.items()]
-    known = prepare_multi_gpu_env(launch_command_parser().parse_args([*words, "trainer/run.py"]))
-    for name, value in known.items():
+    words = ["--config_file", file, "--main_process_port", "0", "trainer/run.py"]
+    launched, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert launched.use_fsdp and launched.fsdp_version == 2 and launched.mixed_precision == "bf16"
+    for name, value in prepare_multi_gpu_env(launched).items():
         if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP")):
             monkeypatch.setenv(name, value)
 
@@ -93,7 +93,7 @@ def test_fsdp_shards_the_experts_layers_and_keeps_their_gradients(fsdp_environme
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         mesh = dist.init_device_mesh("cpu", (1,))
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
         for module in [*units, model]:
             fully_shard(module, mesh=mesh)
         for trained in (model, whole):

@@ -85,7 +85,7 @@ def test_a_decision_goes_before_the_answer(tmp_path):
 
 
 def test_cells_are_taken_as_written(tmp_path):
-    """What pandas takes for missing numbers are words of an answer; a byte-order mark is no part of a column's name."""
+    """What pandas takes for missing numbers are words of an answer; a byte-order mark is no part of a name."""
     path = tmp_path / "qa.csv"
     path.write_text("question,context,answer\nany caries?,,None\nnext visit?,,NA\nhow many?,,32\n", "utf-8-sig")
     assert load_qa(str(path))["answer"] == ["None", "NA", "32"]

@@ -14,7 +14,7 @@ from datasets import Dataset
 from tiny_training import tiny_rows, tiny_tokenizer
 
 from mambaformer.trainer import utility_cache
-from mambaformer.trainer.adapters import add_adapters
+from mambaformer.trainer.adapters import adapted_layers, add_adapters
 from mambaformer.trainer.arguments import MambaFormerTrainingArguments
 from mambaformer.trainer.data import Collator, tokenize_qa
 from mambaformer.trainer.distillation import UTILITY_COLUMNS, add_utilities
@@ -55,7 +55,7 @@ def columns_of(rows: Dataset) -> dict[str, list]:
 
 
 def test_cached_equals_computed_and_is_memory_mapped(model, rows, tmp_path):
-    collator = Collator(TOKENIZER)
+    collator, rows = Collator(TOKENIZER), rows.shuffle(seed=0)
     in_memory = add_utilities(model, rows, collator, 8)
     calls = Calls(model.et5.decoder)
     first = add_utilities(model, rows, collator, 8, tmp_path)
@@ -92,6 +92,7 @@ def kill_at_shard(number: int):
 def test_killed_while_writing_goes_on(rows, tmp_path, monkeypatch):
     child = os.fork()
     if child == 0:
+        signal.alarm(60)
         utility_cache.ArrowWriter = kill_at_shard(2)
         UtilityCache(tmp_path, rows, PARTS).fill(columns_of)
         os._exit(0)
@@ -162,7 +163,7 @@ def test_fingerprint_changes_with_whatever_the_values_depend_on(model, rows, tmp
     assert changed(model, rows, TOKENIZER) == set()
     add_adapters(model, MambaFormerTrainingArguments(output_dir=str(tmp_path), use_cpu=True))
     adapted = fingerprint(model, rows, TOKENIZER)
-    layer = next(module for module in model.et5.modules() if hasattr(module, "scaling") and module.scaling)
+    (_, layer), *_ = adapted_layers(model.et5)
     layer.scaling["default"] *= 2  # an adapter's strength is no tensor
     assert fingerprint(model, rows, TOKENIZER)["et5"] != adapted["et5"] != before["et5"]
 

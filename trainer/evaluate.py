@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, metavar="PATH_OR_ID", help="folder or Hub id of a trained MambaFormer")
-    add("--data", default="dental_qa", metavar="DATA", help="dental_qa, a file, PubMedQA's ori_pqal.json, a Hub id")
+    add("--data", default="dental_qa", metavar="DATA", help="dental_qa, a file, PubMedQA's, a Hub id")
     add("--splits", nargs="+", default=["test_phrasing", "test_concept", "test_long"], metavar="SPLIT")
     add("--validation", default="validation", metavar="SPLIT", help="to calibrate on (default: %(default)s)")
     add("--rows", type=positive, default=150, metavar="N", help="questions a split (default: %(default)s)")

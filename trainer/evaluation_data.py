@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..dental_qa import load_dental_qa
-from .data import load_qa, read_pubmedqa, to_columns, tokenize_qa
+from .data import load_qa, to_columns, tokenize_qa
+from .pubmedqa import is_pubmedqa, read_pubmedqa
 
 GROUPS = ("field", "length_class")
 """Columns by which DentalQA's figures are also given apart."""
@@ -58,8 +58,8 @@ def load_questions(
     """
     if data == "dental_qa":
         table = load_dental_qa(split)
-    elif Path(data).name == "ori_pqal.json":
-        table = read_pubmedqa(Path(data), split)
+    elif is_pubmedqa(data):
+        table = read_pubmedqa(data, split)
     else:
         table = load_qa(data, split)
     chosen = list(range(len(table)))

@@ -53,10 +53,8 @@ def draw(folder: Path, found: Evaluation, runs: dict[str, tuple[list[int], list[
     drawn = []
     for metric in ("bert_score", "token_f1"):
         if all(metric in row["scores"] for rows in quality.values() for row in rows.values()):
-            label = METRIC_LABELS[metric]
-            if metric == "bert_score":
-                label += f" ({found.result['bert_score_model']})"
-            drawn.append(plot_pareto(quality, metric, label, folder / f"pareto_{metric}.png"))
+            note = f"BERTScore by {found.result['bert_score_model']}" if metric == "bert_score" else ""
+            drawn.append(plot_pareto(quality, metric, METRIC_LABELS[metric], folder / f"pareto_{metric}.png", note))
     likelihoods = {split: values["likelihood"]["policies"] for split, values in splits.items()}
     drawn.append(plot_captured(likelihoods, folder / "captured.png"))
     drawn.append(plot_reliability({s: v["router"] for s, v in splits.items()}, folder / "reliability.png"))

@@ -64,19 +64,20 @@ def panels(count: int, width: float = 4.6, height: float = 3.8) -> tuple[Any, li
     return figure, list(axes[0])
 
 
-def plot_pareto(splits: dict[str, dict], metric: str, metric_label: str, path: Path) -> Path:
+def plot_pareto(splits: dict[str, dict], metric: str, metric_label: str, path: Path, note: str = "") -> Path:
     """
     Quality against ET5's cost, one panel a split.
 
     Args:
         splits: by name, rows of the quality table with `policy`, `label`, `cost_ms` and `scores[metric]` intervals.
+        note: above the panels.
     """
     figure, axes = panels(len(splits))
     handles: dict[str, Any] = {}
     for axis, (split, rows) in zip(axes, splits.items(), strict=True):
         curve = [r for r in rows.values() if r["policy"].startswith("mambaformer_")]
         curve.sort(key=lambda r: r["cost_ms"])
-        for row in [*curve, *(r for r in rows.values() if r["policy"] in STYLES)]:
+        for row in [*(r for r in rows.values() if r["policy"] in STYLES), *curve]:
             colour, marker = STYLES.get(row["policy"], (OWN_COLOUR, "o"))
             score = row["scores"][metric]
             bars = [[score["value"] - score["low"]], [score["high"] - score["value"]]]
@@ -102,12 +103,18 @@ def plot_pareto(splits: dict[str, dict], metric: str, metric_label: str, path: P
         for name, colour in (("emamba", EMAMBA_COLOUR), ("et5", ET5_COLOUR)):
             if name in rows:
                 axis.axhline(rows[name]["scores"][metric]["value"], color=colour, linewidth=0.8, linestyle=":")
+        dearest = max(row["cost_ms"] for row in rows.values())
         axis.set_xscale("symlog", linthresh=1)
-        axis.set_xlim(left=-0.2)
+        axis.set_xlim(-0.2, 2 * max(1.0, dearest))
+        ticks = [0, *(10**power for power in range(5) if 10**power <= 2 * dearest)]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
         axis.set_title(split)
         axis.set_xlabel("what ET5 costs an answer (ms, from the cost table)")
     axes[0].set_ylabel(metric_label)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+    if note:
+        figure.suptitle(note, fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
     return save(figure, path)
 
 
@@ -189,24 +196,25 @@ def plot_shares(
     Args:
         by_position: a split's shares at positions 0, 1, ... of the answer. by_length, by_field: shares by name.
     """
-    groups = [group for group in (by_length, by_field) if group]
-    tall = max(3.8, 0.24 * max([len(g) for g in groups], default=0) + 1)
-    figure, axes = panels(1 + len(groups), height=tall)
+    bars = [(name, value, ET5_COLOUR) for name, value in sorted(by_field.items(), key=lambda pair: pair[1])]
+    bars += [(name, value, OWN_COLOUR) for name, value in sorted(by_length.items(), key=lambda pair: pair[1])]
+    figure, axes = panels(2 if bars else 1, width=5.2, height=max(3.8, 0.21 * len(bars) + 0.8))
     for (split, shares), colour in zip(by_position.items(), SPLIT_COLOURS * 9, strict=False):
         values = 100 * np.asarray(shares)
-        axes[0].plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=1.2, label=split)
+        axes[0].plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=1.1, label=split)
+    axes[0].set_title("by position")
     axes[0].set_xlabel("position in the answer (tokens)")
     axes[0].set_ylabel("tokens written by ET5 (%)")
     axes[0].set_ylim(bottom=0)
     axes[0].legend()
-    titles = ["by class of length", "by field"] if by_length else ["by field"]
-    for axis, group, title in zip(axes[1:], groups, titles, strict=False):
-        names = sorted(group, key=lambda name: group[name])
-        axis.barh([n.replace("_", " ") for n in names], [100 * group[n] for n in names], color=ET5_COLOUR, height=0.6)
-        axis.set_xlabel("tokens written by ET5 (%)")
-        axis.set_title(title)
-        axis.grid(axis="y", visible=False)
-    axes[0].set_title("by position")
+    if bars:
+        names = [name.replace("_", " ") for name, *_ in bars]
+        axes[1].barh(range(len(bars)), [100 * v for _, v, _ in bars], color=[c for *_, c in bars], height=0.65)
+        axes[1].set_yticks(range(len(bars)), names)
+        axes[1].set_ylim(-0.6, len(bars) - 0.4)
+        axes[1].set_title("by class of length (green) and by field" if by_length else "by field")
+        axes[1].set_xlabel("tokens written by ET5 (%)")
+        axes[1].grid(axis="y", visible=False)
     return save(figure, path)
 
 
@@ -235,60 +243,59 @@ def plot_runs(runs: dict[str, tuple[list[int], list[int]]], path: Path) -> Path:
     return save(figure, path)
 
 
-def plot_answers(answers: list[dict], path: Path, width: int = 92) -> Path:
+def plot_answers(answers: list[dict], path: Path, width: int = 100) -> Path:
     """
     Answers with the tokens that ET5 wrote on a coloured ground.
 
     Args:
-        answers: `question`, and `pieces`: `(text, by_et5)` pairs that joined are the answer. width: characters a line.
+        answers: `question`, and `pieces`: `(text, by_et5)` pairs that joined are the answer. width: letters a line.
     """
-    blocks = []
-    for answer in answers:
-        lines: list[list[tuple[str, bool]]] = [[]]
-        used = 0
-        for text, by_et5 in answer["pieces"]:
-            text = text.replace("\n", " ")
-            if used + len(text) > width and text.startswith(" "):
-                lines.append([])
-                used, text = 0, text.lstrip()
-            lines[-1].append((text, by_et5))
-            used += len(text)
-        question = answer["question"]
-        blocks.append((question if len(question) <= width else question[: width - 1] + "…", lines))
-    rows = sum(len(lines) + 2 for _, lines in blocks) + 1
+    height, left = 0.2, 0.2  # inches, of a line and of the margin
+    letter = round(0.602 * 9.5 / 72 * DPI) / DPI  # of this monospaced face, whose letters are set on whole pixels
+    blocks = [(wrapped([(a["question"], False)], width), wrapped(a["pieces"], width)) for a in answers]
+    rows = 2 + sum(len(asked) + len(said) + 1 for asked, said in blocks)
     plt = pyplot()
-    height, letter = 0.2, 0.602 * 9.5 / 72  # inches of a line, and of a letter of this monospaced face
-    figure = plt.figure(figsize=(letter * width + 0.5, height * (rows + 1)), layout="none")
+    size = (letter * width + 2 * left, height * rows)
+    figure = plt.figure(figsize=size, layout="none")
     axis = figure.add_axes((0, 0, 1, 1))
-    axis.set_xlim(0, letter * width + 0.5)
-    axis.set_ylim(height * (rows + 1), 0)
+    axis.set_xlim(0, size[0])
+    axis.set_ylim(size[1], 0)
     axis.axis("off")
     style: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 9.5, "va": "center", "parse_math": False}
+
+    def draw(line: list[tuple[str, bool]], y: float, **more: Any) -> None:
+        for at, (character, by_et5) in enumerate(line):
+            if by_et5 and character != " ":
+                corner = (left + at * letter, y - 0.45 * height)
+                patch = plt.Rectangle(corner, letter, 0.9 * height, color=ET5_COLOUR, alpha=0.35, linewidth=0)
+                axis.add_patch(patch)
+        axis.text(left, y, "".join(character for character, _ in line), **style, **more)
+
     y = height
-    box = {"facecolor": ET5_COLOUR, "alpha": 0.35, "pad": 1, "linewidth": 0}
-    axis.text(0.2, y, "written by ET5", bbox=box, **style)
-    axis.text(0.2 + 17 * letter, y, "the rest is EMamba's", color=GREY, **style)
-    y += 1.6 * height
-    for question, lines in blocks:
-        axis.text(0.2, y, question, fontweight="bold", **style)
-        y += height
-        for line in lines:
-            at = 0
-            for text, by_et5 in line:
-                if by_et5 and text.strip():
-                    lead = len(text) - len(text.lstrip())
-                    left = 0.2 + (at + lead) * letter - 0.01
-                    patch = plt.Rectangle(
-                        (left, y - 0.45 * height),
-                        letter * len(text.strip()) + 0.02,
-                        0.88 * height,
-                        color=ET5_COLOUR,
-                        alpha=0.35,
-                        linewidth=0,
-                    )
-                    axis.add_patch(patch)
-                at += len(text)
-            axis.text(0.2, y, "".join(text for text, _ in line), **style)
+    draw([(c, True) for c in "ET5"] + [(c, False) for c in " wrote what is coloured, EMamba the rest"], y, color=GREY)
+    y += 1.5 * height
+    for asked, said in blocks:
+        for line in asked:
+            draw(line, y, fontweight="bold")
             y += height
-        y += 0.7 * height
+        for line in said:
+            draw(line, y)
+            y += height
+        y += 0.8 * height
     return save(figure, path)
+
+
+def wrapped(pieces: list[tuple[str, bool]], width: int) -> list[list[tuple[str, bool]]]:
+    """Pieces as lines of at most `width` characters, each with its piece's mark; lines break at spaces."""
+    characters = [(" " if c.isspace() else c, mark) for text, mark in pieces for c in text]
+    lines = []
+    while characters:
+        end = min(width, len(characters))
+        if len(characters) > width:
+            spaces = [at for at in range(1, width + 1) if characters[at][0] == " "]
+            end = spaces[-1] if spaces else width
+        lines.append(characters[:end])
+        characters = characters[end:]
+        while characters and characters[0][0] == " ":
+            characters.pop(0)
+    return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 EXIT_CODE = 3
@@ -57,7 +58,9 @@ class FiniteGradients(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model: nn.Module | None = None, **kwargs):
         rows, self.trainer._step_rows = self.trainer._step_rows, []
         gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
-        if gradients:
-            norm = torch.nn.utils.get_total_norm(gradients)
-            if not torch.isfinite(norm):
-                self.trainer.stop_at(f"the gradients' norm is {float(norm)}", rows)
+        if not gradients or self.trainer.accelerator.scaler is not None:  # float16's scaler skips such steps itself
+            return
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # sharded by FSDP
+        if not torch.isfinite(norm):
+            self.trainer.stop_at(f"the gradients' norm is {float(norm)}", rows)

@@ -36,8 +36,10 @@ def deal(groups: Sequence[str], sizes: Sequence[float], seed: int) -> list[list[
     order = sorted(rows, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
     lacking = [size * len(groups) / sum(sizes) for size in sizes]
     parts: list[list[int]] = [[] for _ in sizes]
-    for group in order:
-        part = max(range(len(parts)), key=lambda i: lacking[i])
+    for number, group in enumerate(order):
+        empty = [i for i, part in enumerate(parts) if not part]
+        choice = empty if len(order) - number <= len(empty) else range(len(parts))  # the last ones fill the empty
+        part = max(choice, key=lambda i: lacking[i])
         parts[part] += rows[group]
         lacking[part] -= len(rows[group])
     if not all(parts):

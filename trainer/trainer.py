@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback
+from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .adapter_folder import save_adapters
 from .adapters import load_trainable, merge_adapters, prepare_stage, save_trainable
@@ -305,6 +306,19 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
         folder = Path(output_dir or self.args.output_dir)
         save_trainable(self.accelerator.unwrap_model(self.model), folder, state_dict)
         (folder / STATE_FILE).write_text(json.dumps(self.routing.to_dict(), indent=1), encoding="utf-8")
+
+    def take_up_ended(self, checkpoint: str) -> bool:
+        """
+        Where `checkpoint` is of the last step, take up weights, routing and log, and return True.
+
+        transformers, resumed there, would train one step more, unless an epoch ends with it.
+        """
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if state.global_step < (self.args.max_steps if self.args.max_steps > 0 else state.max_steps):
+            return False
+        self.state = state
+        self._load_from_checkpoint(checkpoint)
+        return True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         plain = self.accelerator.unwrap_model(self.model if model is None else model)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -98,7 +99,7 @@ def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments], lo
             for args in stages.values():
                 set_aside(Path(args.output_dir))
     if run.cost_table == "measure":
-        model.config.cost_table = shared(costs_of_run(model, rows["validation"], folder / COSTS_FILE, run.resume))
+        model.config.cost_table = costs_of_run(model, rows["validation"], folder / COSTS_FILE, run.resume)
     report["cost_table"] = model.config.cost_table
     adapting = [name for name in stages if name != "distil"]
     collected: CollectedAdapters | None = None
@@ -204,13 +205,14 @@ def tokenised(run: RunArguments, tokenizer: PreTrainedTokenizerBase, texts: dict
 
 def costs_of_run(model: PreTrainedModel, rows: Dataset, file: Path, resume: bool) -> dict[str, float]:
     """The experts' costs in milliseconds: those that the stopped run measured, or measured now and kept in `file`."""
-    if resume and file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
-    costs = measure_costs(model, *typical_lengths(rows))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(costs, indent=1), encoding="utf-8")
-    partial.replace(file)
+    kept = resume and file.is_file()
+    costs = json.loads(file.read_text(encoding="utf-8")) if kept else measure_costs(model, *typical_lengths(rows))
+    costs = shared(costs)
+    if not kept and PartialState().is_main_process:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(costs, indent=1), encoding="utf-8")
+        partial.replace(file)
     return costs
 
 
@@ -257,11 +259,13 @@ def train_stage(
     with args.main_process_first(local=False):
         if resume:
             last = last_whole_checkpoint(args.output_dir, resuming=not args.save_only_model)
-    trainer.train(resume_from_checkpoint=last)
+    ended = last is not None and trainer.take_up_ended(last)
+    if not ended:
+        trainer.train(resume_from_checkpoint=last)
     figures: dict = {}
     for entry in trainer.state.log_history:
         figures.update(entry)
-    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled and not ended else None
     if args.should_save:
         with replaced(finished) as partial:
             save_trainable(model, partial, state)

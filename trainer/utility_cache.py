@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -205,8 +205,7 @@ def differing(path: Path, parts: dict[str, Any]) -> list[str]:
 
 def replace_file(path: Path, save: Callable[[str], Any]) -> None:
     """Let `save(name)` write a file beside `path`, flush it to the disk and rename it to `path`, whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")
-    os.close(handle)
+    name = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
         save(name)
         with open(name, "rb+") as file:
