@@ -177,10 +177,8 @@ def may_run(emamba: nn.Module, ids: Tensor) -> bool:
     )
 
 
-def cached_states(
-    cache: DynamicCache, packed: PackedWeights, batch: int
-) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The cache's own windows `(B, D, K)` and states `(B, D, N)` of all layers, or `None` if they cannot be updated."""
+def cached_states(cache: DynamicCache, packed: PackedWeights, batch: int) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The cache's own windows `(B, D, K)` and states `(B, D, N)` of all layers, or `None` if they do not fit."""
     if len(cache.layers) != len(packed.layers):
         return None
     windows, states = [], []
@@ -203,10 +201,8 @@ def cached_states(
     return (windows, states) if len({window.dtype for window in windows}) == 1 else None
 
 
-def run_step(
-    packed: PackedWeights, ids: Tensor, windows: list[Tensor], states: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Call the library; the caller answers for shapes, dtypes and contiguous memory. Returns as `EMambaDecoder.step`."""
+def run_step(packed: PackedWeights, ids: Tensor, windows: list[Tensor], states: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Call the library; the caller answers for shapes, dtypes and contiguous memory. As `EMambaDecoder.step`."""
     batch, count = ids.shape[0], len(windows)
     args = type(packed.args).from_buffer_copy(packed.args)
     hidden = torch.empty(batch, 1, args.hidden)

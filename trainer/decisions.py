@@ -17,8 +17,8 @@ def decision_of(answer: str) -> str | None:
 
 
 def with_decision(decision: str, answer: str) -> str:
-    """An answer that begins with its decision, the form in which models learn it: `yes. <answer>`."""
-    return f"{decision}. {answer}" if decision and answer else ""
+    """An answer that begins with its decision, the form in which models learn it: `yes. <answer>`; blank if one is."""
+    return f"{decision}. {answer}" if decision.strip() and answer.strip() else ""
 
 
 def score_decisions(predicted: list[str | None], wanted: list[str]) -> dict[str, float]:

@@ -81,6 +81,8 @@ def add_utilities(
     """
     if set(UTILITY_COLUMNS) <= set(dataset.column_names):
         return dataset
+    if dataset._indices is not None:  # selected or shuffled; joined later, its rows would be written beside the cache
+        dataset = dataset.flatten_indices()
     was_training = model.training
     model.eval()
     with tqdm(total=len(dataset), desc="Both experts", unit="row", disable=not progress) as bar:

@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--budgets", nargs="+", type=share, default=list(BUDGETS), metavar="SHARE", help="of tokens, between 0 and 1")
     add("--bert-score", default="minilm", metavar="ENCODER", help="minilm (offline), roberta-large, a folder, or none")
     add("--bert-layers", type=positive, metavar="N", help="layer of an encoder that bert-score does not know")
-    add("--batch-size", type=positive, default=16, metavar="N")
+    add("--batch-size", type=positive, default=32, metavar="N", help="default: %(default)s")
     add("--resamples", type=positive, default=2000, metavar="N", help="of the bootstrap (default: %(default)s)")
     add("--seed", type=int, default=0, help="of samples of questions, of random choices and of the bootstrap")
     add("--threads", type=positive, metavar="N", help="of torch (default: its own)")

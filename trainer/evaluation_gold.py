@@ -17,13 +17,11 @@ from torch import nn
 
 from ..modeling_mambaformer.merger import complement
 from ..modeling_mambaformer.router import TokenRouter, past_of
-from ..modeling_mambaformer.router_inputs import source_scalars
-from ..modeling_mambaformer.sources import Sources
 from .calibration import Unrolled, batches, pad_to
 from .data import Collator
 from .distillation import ask_both, gold_log_probability
 from .evaluation_policies import routed_by
-from .router_pass import RouterPass, run_router
+from .router_pass import RouterPass, judge, read_answers
 
 
 @dataclass
@@ -75,16 +73,16 @@ def gold_pass(
         ended.append(padding.cpu())
         source = batch["input_ids"], batch["attention_mask"]
         decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
+        reading = read_answers(model, *source, decoder_ids)
         for name, router in routers.items():
             with routed_by(model, router):
-                said = run_router(model, *source, decoder_ids, model.config.router_threshold, padding)
-                passes[name].append(said)
-        length, domain = source_scalars(model.router, model.config, Sources.build(*source, model.config.vocab_size))
+                said = judge(model, reading, decoder_ids, model.config.router_threshold, padding)
+            passes[name].append(said)
         sources.append(
             {
                 "gate logit": said.gate_logit,
-                "source length": length,
-                "source domain": domain,
+                "source length": reading.scalars[0],
+                "source domain": reading.scalars[1],
                 "first token's entropy": seen[:, 0, 1],
                 "first token's confidence": seen[:, 0, 3],
             }

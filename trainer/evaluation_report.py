@@ -45,7 +45,12 @@ def span(interval: Interval, digits: int = 3) -> str:
     return f"{number(interval['value'], digits)} [{low}, {high}]"
 
 
-def quality_table(split: str, found: dict) -> Table:
+def heading(metric: str, scorer: str | None) -> str:
+    """A metric's label; BERTScore never without its encoder."""
+    return METRIC_LABELS[metric] + (f" ({scorer})" if metric == "bert_score" else "")
+
+
+def quality_table(split: str, found: dict, scorer: str | None) -> Table:
     """Scores, ET5's work and latency of every policy on one split."""
     metrics = [m for m in METRIC_LABELS if m in next(iter(found["policies"].values()))["scores"]]
     work = ["ET5 share", "Passes", "Caught up", "Encoder runs", "ET5 ms", "Median ms", "p95 ms", "Tokens/s"]
@@ -62,12 +67,12 @@ def quality_table(split: str, found: dict) -> Table:
         rows.append(line)
     return {
         "title": f"Answers to {found['questions']} questions of {split}",
-        "columns": ["Answers by", *(METRIC_LABELS[m] for m in metrics), *work],
+        "columns": ["Answers by", *(heading(m, scorer) for m in metrics), *work],
         "rows": rows,
     }
 
 
-def difference_table(split: str, found: dict) -> Table:
+def difference_table(split: str, found: dict, scorer: str | None) -> Table:
     """Differences in the scores against both experts and the better of them."""
     rows = []
     for row in found["policies"].values():
@@ -76,7 +81,7 @@ def difference_table(split: str, found: dict) -> Table:
     metrics = next((m for row in found["policies"].values() for m in row.get("less", {}).values()), {})
     return {
         "title": f"Differences on {split}",
-        "columns": ["Answers by", "less", *(METRIC_LABELS[m] for m in metrics)],
+        "columns": ["Answers by", "less", *(heading(m, scorer) for m in metrics)],
         "rows": rows,
     }
 
@@ -151,8 +156,8 @@ def all_tables(result: dict) -> dict[str, Table]:
     """Every table of an evaluation, by name."""
     tables: dict[str, Table] = {"perplexity": expert_table(result["splits"])}
     for split, found in result["splits"].items():
-        tables[f"quality_{split}"] = quality_table(split, found)
-        tables[f"differences_{split}"] = difference_table(split, found)
+        tables[f"quality_{split}"] = quality_table(split, found, result["bert_score_model"])
+        tables[f"differences_{split}"] = difference_table(split, found, result["bert_score_model"])
         tables[f"likelihood_{split}"] = likelihood_table(split, found, result["budget"])
         tables[f"captured_{split}"] = captured_table(split, found)
         decisions = decision_table(split, found)
@@ -171,14 +176,15 @@ def markdown_table(table: Table) -> str:
 def to_markdown(result: dict, figures: Iterable[str]) -> str:
     """The whole report."""
     machine = result["machine"]
-    scorer = result["bert_score_model"]
+    scorer, digest = result["bert_score_model"], result["weights_sha256"]
+    weights = f"Weights sha256 {digest[:16]}…." if digest else "Weights from the Hub."
     scored = f"BERTScore is by {scorer}; scores by other encoders do not compare." if scorer else "Without BERTScore."
     head = [
         f"# Evaluation of {result['model']} on {result['data']}\n",
         f"`{result['command']}`\n",
         f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {result['threads']} threads, Python "
         f"{machine['python']}, torch {machine['versions'].get('torch', '?')}, transformers "
-        f"{machine['versions'].get('transformers', '?')}. Weights sha256 {str(result['weights_sha256'])[:16]}….\n",
+        f"{machine['versions'].get('transformers', '?')}. {weights}\n",
         f"{scored} Brackets are 95 % intervals by a paired bootstrap over questions ({result['resamples']} resamples, "
         f"seed {result['seed']}). Thresholds are calibrated on {result['calibration_rows']} validation questions. "
         "ET5 ms is what ET5 costs an answer by the cost table: passes, positions caught up, encoder runs. Times: "

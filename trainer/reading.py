@@ -34,6 +34,8 @@ def read_file(path: Path) -> Dataset:
     try:
         return load_dataset(READERS[suffix], data_files=str(path), split="train", **options)
     except Exception as error:  # the reader of each format raises errors of its own
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{path} has no rows: it is empty but for the names of its columns.") from error
         raise unreadable(f"{path} could not be read as {path.suffix[1:]}", error) from error
 
 

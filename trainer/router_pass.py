@@ -34,6 +34,23 @@ class RouterPass:
     gate_logit: torch.Tensor
 
 
+@dataclass
+class Reading:
+    """
+    What EMamba makes of B sources and T decoder positions each; nothing of it needs a router's choices.
+
+    Attributes:
+        hidden: `(B, T, D)`, final hidden states. logits: `(B, T, V)` float. at_source_end: `(B, D)`.
+        state: a router's state before the first position. scalars: the sources' length and domain, `(B,)` each.
+    """
+
+    hidden: torch.Tensor
+    logits: torch.Tensor
+    at_source_end: torch.Tensor
+    state: RouterState
+    scalars: tuple[torch.Tensor, torch.Tensor]
+
+
 def run_router(
     model: nn.Module,
     input_ids: torch.Tensor,
@@ -50,19 +67,40 @@ def run_router(
     Args:
         ended: `(B, T)` bool, positions that are not part of an answer, never routed.
     """
-    emamba, router = model.emamba, model.router
-    with torch.no_grad():
-        sources = Sources.build(input_ids, attention_mask, model.config.vocab_size)
-        hidden, at_source_end = read_together(emamba, sources, decoder_input_ids, None)  # (B, T, D), (B, D)
-        logits = head_logits(emamba, hidden)  # (B, T, V)
-        state = first_state(emamba, router, sources)
-        scalars = source_scalars(router, model.config, sources)  # (B,), (B,)
-    inputs, _ = router_inputs(emamba, router, model.config, hidden, logits, decoder_input_ids, state, scalars)
+    reading = read_answers(model, input_ids, attention_mask, decoder_input_ids)
+    return judge(model, reading, decoder_input_ids, threshold, ended)
+
+
+@torch.no_grad()
+def read_answers(
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, decoder_input_ids: torch.Tensor
+) -> Reading:
+    """Let EMamba read sources `(B, S)` and decoder inputs `(B, T)`, for any router to judge."""
+    emamba = model.emamba
+    sources = Sources.build(input_ids, attention_mask, model.config.vocab_size)
+    hidden, at_source_end = read_together(emamba, sources, decoder_input_ids, None)  # (B, T, D), (B, D)
+    state = first_state(emamba, model.router, sources)
+    scalars = source_scalars(model.router, model.config, sources)  # (B,), (B,)
+    return Reading(hidden, head_logits(emamba, hidden), at_source_end, state, scalars)
+
+
+def judge(
+    model: nn.Module,
+    reading: Reading,
+    decoder_input_ids: torch.Tensor,
+    threshold: float,
+    ended: torch.Tensor | None = None,
+) -> RouterPass:
+    """What `model.router` says of each position of a reading; see `run_router`."""
+    router, scalars, state = model.router, reading.scalars, reading.state
+    inputs, _ = router_inputs(
+        model.emamba, router, model.config, reading.hidden, reading.logits, decoder_input_ids, state, scalars
+    )
     encoded = router.encode(inputs)  # (B, T, H)
     expert, gap = unroll(model, encoded, state, threshold, ended)
     previous, _ = past_of(expert, state)
     dtype = model.gate.hidden_proj.weight.dtype
-    gate_logit = model.gate(at_source_end.to(dtype), scalars[0].to(dtype), scalars[1].to(dtype))  # (B,)
+    gate_logit = model.gate(reading.at_source_end.to(dtype), scalars[0].to(dtype), scalars[1].to(dtype))  # (B,)
     return RouterPass(encoded, state, router.margin(encoded, previous, gap), expert, gap, gate_logit)
 
 
