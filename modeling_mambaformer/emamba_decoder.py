@@ -25,6 +25,7 @@ from .selective_scan import scan_backend
 logger = logging.get_logger("transformers.mambaformer")
 
 OFF = "off"
+DEFAULT_DECODE = "float32"
 KNOWN = (MambaForCausalLM, MambaModel, MambaBlock, MambaRMSNorm, SelectiveScanMixer)
 PLAIN = (nn.Linear, nn.Embedding, nn.Conv1d)
 
@@ -64,7 +65,9 @@ class Snapshot:
         )
 
     def _marks(self) -> list[tuple[int, int]]:
-        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for _, _, p in self.slots if p is not None]
+        """Memory and version of every plain parameter; others, which the step never reads, may not have either."""
+        plain = [p for _, _, p in self.slots if type(p) is nn.Parameter]
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in plain]
 
 
 def obstacle(emamba: nn.Module, snapshot: Snapshot, weight_format: str) -> str | None:
@@ -107,7 +110,7 @@ class EMambaDecoder:
         ValueError: for an unknown `weight_format`.
     """
 
-    def __init__(self, weight_format: str = "float32"):
+    def __init__(self, weight_format: str = DEFAULT_DECODE):
         if weight_format not in (OFF, *WEIGHT_FORMATS):
             raise ValueError(f"weight_format is {weight_format!r}: choose one of {[OFF, *WEIGHT_FORMATS]}.")
         self.weight_format = weight_format
@@ -134,7 +137,7 @@ class EMambaDecoder:
         if reason is None:
             packed = PackedWeights(emamba, self.weight_format)
         else:
-            report(reason, "info" if self.weight_format == "float32" else "warning")
+            report(reason, "info" if self.weight_format == DEFAULT_DECODE else "warning")
         self._ready = (snapshot, packed)
         return packed
 

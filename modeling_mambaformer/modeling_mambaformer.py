@@ -20,7 +20,7 @@ from .adapter_checkpoint import is_adapter_checkpoint, load_adapter_checkpoint
 from .cache_mambaformer import MambaFormerCache, RoutingRequest
 from .checkpoint_loading import check_finite, reading_weights
 from .composition import compose_experts
-from .emamba_decoder import EMambaDecoder
+from .emamba_decoder import DEFAULT_DECODE, EMambaDecoder
 from .emamba_stream import read_on, read_source, read_together
 from .generation_mambaformer import MambaFormerGenerationMixin
 from .lazy_et5 import decode_together
@@ -59,7 +59,10 @@ class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
             return load_adapter_checkpoint(cls, pretrained_model_name_or_path, *model_args, **kwargs)
         with reading_weights(pretrained_model_name_or_path):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, pretrained_model_name_or_path)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_finite(model, pretrained_model_name_or_path)
+        if model.config.emamba_decode != DEFAULT_DECODE:
+            model.emamba_decoder.prepare(model.emamba)
         return loaded
 
     @classmethod

@@ -15,7 +15,8 @@ typedef int8_t ByteVec __attribute__((vector_size(W)));
 typedef int8_t UnalignedByteVec __attribute__((vector_size(W), aligned(1), may_alias));
 
 constexpr int ROWS = 4;     // of the matrix, taken together
-constexpr int VECTORS = 3;  // taken together
+constexpr int VECTORS = 3;  // taken together, float32; as many as the processor's registers hold
+constexpr int BYTE_VECTORS = 2;  // the same, int8
 
 // A vector of float32, and one of bfloat16 made wide.
 ISA_INLINE Vec widen(const float* p) { return load(p); }
@@ -208,7 +209,8 @@ ISA_TARGET [[maybe_unused]] static void multiply(const Matrix& matrix, const Ran
     const int64_t rows = range.last - r < ROWS ? range.last - r : ROWS;
     int64_t b = 0;
     if (matrix.format == INT8) {
-      for (; b + VECTORS <= in.batch; b += VECTORS) multiply_bytes<VECTORS>(matrix, r, rows, in, b, to, to_row, add);
+      for (; b + BYTE_VECTORS <= in.batch; b += BYTE_VECTORS)
+        multiply_bytes<BYTE_VECTORS>(matrix, r, rows, in, b, to, to_row, add);
       for (; b < in.batch; ++b) multiply_bytes<1>(matrix, r, rows, in, b, to, to_row, add);
     } else if (matrix.format == BFLOAT16) {
       for (; b + VECTORS <= in.batch; b += VECTORS)

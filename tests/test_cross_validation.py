@@ -57,9 +57,15 @@ def test_groups_are_dealt_whole_evenly_and_always_alike():
         deal(groups, [1] * 25, 0)
 
 
-def test_no_concept_of_dental_qa_crosses_folds(tmp_path):
+@pytest.fixture(scope="module")
+def dental(tmp_path_factory):
+    """DentalQA in four folds, divided as the embedded default's recipe does."""
     run = RunArguments(model_name_or_path="m", cross_validate=4, distil_split="validation")
-    folds = load_folds(run, stages(tmp_path))
+    return load_folds(run, stages(tmp_path_factory.mktemp("dental")))
+
+
+def test_no_concept_of_dental_qa_crosses_folds(dental):
+    folds = dental
     check_apart(folds)
     assert folds.column == "concept" and set(folds.sizes) == {"train", "validation", "distil"}
     assert not set(folds.groups) & set(load_dental_qa("test_concept")["concept"])
@@ -120,12 +126,10 @@ def test_answers_of_a_fold_cannot_be_read_in_training_contexts():
     assert cut["context"] == ["Topic: gum. The gum holds the tooth. It is.", rows[1]["context"], ""]
 
 
-def test_no_sentence_of_a_held_out_answer_is_left_in_dental_qa(tmp_path):
-    run = RunArguments(model_name_or_path="m", cross_validate=5, max_train_samples=4000)
-    folds = load_folds(run, stages(tmp_path))
-    roles = folds.roles(1)
-    answers = folds.rows.select(roles["test"])["answer"]
-    train = folds.rows.select(roles["train"])
+def test_no_sentence_of_a_held_out_answer_is_left_in_dental_qa(dental):
+    roles = dental.roles(1)
+    answers = list(dental.rows.select(roles["test"])["answer"])
+    train = dental.rows.select(roles["train"]).shuffle(seed=0).select(range(3000))
     held_out = {s for text in answers for s in sentences(text) if len(s.split()) >= 4}
 
     def told(rows):

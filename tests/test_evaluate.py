@@ -91,22 +91,27 @@ def test_oracle_takes_the_best_tokens_and_nobody_beats_it(model, rows, gold):
     ended = torch.tensor([[False, False, True], [False, False, False]])
     assert best_tokens(delta, ended, 2).tolist() == [[0, 1, -1], [1, 0, 0]]
     routers = rule_routers(model.router, 0)
-    relative = {0.2: CallCosts.from_table(COSTS, 0.2, 6.0)}
     model.config.gate_threshold = 0.0
-    gates = calibrate_gates(model, gold, relative)
-    rules = calibrate_rules(model, gold, routers, [0.2], milliseconds(COSTS), gates)
+    gates = calibrate_gates(model, gold, {0.2: CallCosts.from_table(COSTS, 0.2, 6.0)})
+    rules = calibrate_rules(model, gold, routers, gates, 0.2, milliseconds(COSTS))
     found, arrays = compare_likelihoods(
         model, gold, gold, routers, rules, 0.2, milliseconds(COSTS), PairedBootstrap(len(rows), 50)
     )
     table = {(row["policy"], row["matched"]): row for row in found["policies"]}
-    assert table["oracle", "share"]["captured"]["value"] == pytest.approx(1.0)
+    assert table["oracle", "split_share"]["captured"]["value"] == pytest.approx(1.0)
     assert all(row["captured"]["value"] <= 1 + 1e-6 for row in found["policies"])
-    for policy in ("router", "confidence", "random"):
-        assert table[policy, "share"]["share"] == pytest.approx(0.2, abs=0.05)
-    spent = table["mambaformer", "share"]["cost_ms"]
-    for policy in ("confidence", "random"):
-        assert table[policy, "cost"]["cost_ms"] == pytest.approx(spent, rel=0.15)
-    assert set(found["differences"]) >= {"confidence/cost", "sequence/cost", "random/cost", "router/share"}
+    for on in ("", "split_"):
+        for policy in ("router", "confidence", "random"):
+            assert table[policy, f"{on}share"]["share"] == pytest.approx(0.2, abs=0.05)
+        spent = table["mambaformer", f"{on}share"]["cost_ms"]
+        for policy in ("confidence", "random"):
+            assert table[policy, f"{on}cost"]["cost_ms"] == pytest.approx(spent, rel=0.15)
+        apart = found["differences"]["mambaformer"][f"confidence/{on}cost"]["value"]
+        gains = (table[key, f"{on}{matched}"]["gain"]["value"] for key, matched in
+                 (("mambaformer", "share"), ("confidence", "cost")))  # fmt: skip
+        assert apart == pytest.approx(next(gains) - next(gains))
+    for key in ("share", "cost"):  # the same questions: what validation says is what the split says
+        assert table["sequence", key]["gain"] == table["sequence", f"split_{key}"]["gain"]
     even = found["experts"]["even_mixture"]["nats"]["value"]
     assert even <= (found["experts"]["et5"]["nats"]["value"] + found["experts"]["emamba"]["nats"]["value"]) / 2 + 1e-6
     assert arrays["tokens"].sum() == int((~gold.ended).sum())

@@ -2,8 +2,9 @@
 """
 Policies compared on the gold answers, in nats a token: cheap, exact, and at any budget.
 
-All thresholds come from validation questions. A policy's gain is set against that of an oracle which knows the gold
-tokens and asks ET5 for as many of them (Duo-LLM's oracle, arXiv 2410.10846).
+Thresholds come from validation questions, and once more from the split's own margins, so that all policies spend exactly
+the same there. A policy's gain is set against that of an oracle which knows the gold tokens and asks ET5 for as many of
+them (Duo-LLM's oracle, arXiv 2410.10846).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Rule:
     A policy as calibrated on validation for one budget.
 
     Attributes:
-        policy: its name in the tables. budget: share of tokens. matched: what it was made equal in, `share` or `cost`.
+        policy: its name in the tables. budget: share of tokens. matched: what it was made equal in: `share` or `cost`
+            on validation, `split_share` or `split_cost` on the very questions, for which no answer is needed.
         router: the name of the router that it runs, or `None`. sequence: a rule by sequence, or `None`.
     """
 
@@ -61,44 +63,57 @@ def calibrate_rules(
     model: nn.Module,
     gold: GoldPass,
     routers: dict[str, TokenRouter],
-    budgets: list[float],
-    costs: CallCosts,
     gates: dict[float, float | None],
+    main_budget: float,
+    costs: CallCosts,
+    known: list[Rule] | None = None,
 ) -> list[Rule]:
     """
-    Every policy at every budget, from the validation questions' gold answers.
+    Every policy at every budget of `gates`; at the main one also every rule at MambaFormer's cost.
+
+    On validation questions all is chosen. On other questions, given what is `known` from validation, only thresholds
+    are set anew, for which no answer is needed: so that all policies spend exactly the same there.
 
     Args:
-        costs: in milliseconds. gates: the sequence gate's threshold by budget.
+        gates: the sequence gate's threshold by budget. costs: in milliseconds.
     """
     rules: list[Rule] = []
+    on = "" if known is None else "split_"
+    share, cost = on + "share", on + "cost"
+    features = {(rule.budget, on + rule.matched): rule.sequence for rule in known or [] if rule.sequence}
     own = gold.unrolled["router"]
-    for budget in budgets:
-        gate = gates[budget]
+    tokens = gold.tokens.astype(float)
+    whole = costs.encoder + tokens * (costs.once + costs.token)
+    for budget, gate in gates.items():
         threshold = own.threshold_for(model, budget, gate)
-        rules.append(Rule("mambaformer", budget, "share", "router", threshold, gate))
-        rules.append(Rule("router", budget, "share", "router", own.threshold_for(model, budget)))
-        expert, gap = own.choices(model, threshold, gate)
-        spent = float(costs.of_sequence(expert, gap).mean())
+        rules.append(Rule("mambaformer", budget, share, "router", threshold, gate))
+        rules.append(Rule("router", budget, share, "router", own.threshold_for(model, budget)))
         for name in RULES_BY_TOKEN:
-            with routed_by(model, routers[name]):
-                by_share = gold.unrolled[name].threshold_for(model, budget)
-                by_cost = threshold_for_cost(model, gold.unrolled[name], costs, spent)
-            rules.append(Rule(name, budget, "share", name, by_share))
-            rules.append(Rule(name, budget, "cost", name, by_cost))
-        tokens = gold.tokens.astype(float)
-        whole = costs.encoder + tokens * (costs.once + costs.token)
-        best = best_sequence_rule(gold, tokens, budget * tokens.mean())
-        rules.append(Rule("sequence", budget, "share", sequence=best))
-        best = best_sequence_rule(gold, whole, spent)
-        rules.append(Rule("sequence", budget, "cost", sequence=best))
+            unrolled = gold.unrolled[name]
+            threshold_by_share = threshold_for_share(unrolled.margin[~unrolled.ended], budget)
+            rules.append(Rule(name, budget, share, name, threshold_by_share))
+        best = best_sequence_rule(gold, tokens, budget * tokens.mean(), features.get((budget, share)))
+        rules.append(Rule("sequence", budget, share, sequence=best))
+        if budget == main_budget:
+            expert, gap = own.choices(model, threshold, gate)
+            spent = float(costs.of_sequence(expert, gap).mean())
+            for name in RULES_BY_TOKEN:
+                with routed_by(model, routers[name]):
+                    by_cost = threshold_for_cost(model, gold.unrolled[name], costs, spent)
+                rules.append(Rule(name, budget, cost, name, by_cost))
+            best = best_sequence_rule(gold, whole, spent, features.get((budget, cost)))
+            rules.append(Rule("sequence", budget, cost, sequence=best))
     return rules
 
 
-def best_sequence_rule(gold: GoldPass, cost: np.ndarray, budget: float) -> SequenceRule:
-    """The rule by sequence that wins most on the validation questions for `budget`."""
-    gain = gold.delta.sum(1).numpy()
+def best_sequence_rule(
+    gold: GoldPass, cost: np.ndarray, budget: float, like: SequenceRule | None = None
+) -> SequenceRule:
+    """The rule by sequence that wins most on these questions for `budget`, or the one by the same feature as `like`."""
     rules = sequence_rules(gold.source, cost, budget)
+    if like is not None:
+        return next(rule for rule in rules if (rule.feature, rule.sign) == (like.feature, like.sign))
+    gain = gold.delta.sum(1).numpy()
     return max(rules, key=lambda rule: gain[rule.chosen(gold.source)].sum())
 
 
@@ -135,64 +150,77 @@ def compare_likelihoods(
     bootstrap: PairedBootstrap,
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """
-    All policies on the gold answers of one split.
+    All policies on the gold answers of one split, with validation's thresholds and with the split's own.
 
     Returns:
         `experts` (nats a token and perplexity of each), `policies` (one row a rule), `differences` of the gain at the
-        main budget, MambaFormer less the others, with intervals; and arrays by name, one value a question.
+        main budget, MambaFormer and its router less the others, with intervals; and arrays by name, one value a
+        question.
     """
-    tokens, delta = gold.tokens.astype(float), gold.delta
+    tokens = gold.tokens.astype(float)
+    experts, arrays = expert_likelihoods(model, gold, bootstrap)
+    gates = {rule.budget: rule.gate_threshold for rule in rules if rule.policy == "mambaformer"}
+    rules = rules + calibrate_rules(model, gold, routers, gates, main_budget, costs, rules)
+    chosen = [(rule, *choices_by(model, gold, routers, rule)) for rule in rules]
+    seen, seen_here = informed_scores(validation, gold)
+    for budget in gates:
+        for matched, scores, ended in (("share", seen, validation.ended), ("split_share", seen_here, gold.ended)):
+            picked = (seen_here > threshold_for_share(scores[~ended], budget)).long().masked_fill(gold.ended, -1)
+            chosen.append((Rule("informed", budget, matched), picked, gaps_of(picked)))
+        picked = best_tokens(gold.delta, gold.ended, round(budget * int(tokens.sum())))
+        chosen.append((Rule("oracle", budget, "split_share"), picked, gaps_of(picked)))
+
+    table, gains = [], {}
+    for rule, expert, gap in chosen:
+        log_p = policy_log_p(model, gold, rule.router or rule.policy, expert)
+        gain = (log_p - gold.log_p["emamba"]).masked_fill(gold.ended, 0.0).sum(1).numpy()
+        routed = int((expert == 1).sum())
+        best = (gold.delta * (best_tokens(gold.delta, gold.ended, routed) == 1)).sum(1).numpy()
+        gains[rule.policy, rule.budget, rule.matched] = gain
+        arrays[f"gain/{rule.policy}/{rule.budget:g}/{rule.matched}"] = gain
+        arrays[f"oracle_gain/{rule.policy}/{rule.budget:g}/{rule.matched}"] = best
+        row = {
+            "policy": rule.policy,
+            "budget": rule.budget,
+            "matched": rule.matched,
+            "share": routed / tokens.sum(),
+            "called": float((expert == 1).any(1).float().mean()),
+            "cost_ms": float(costs.of_sequence(expert, gap).mean()),
+            "gain": bootstrap.ratio(gain, tokens),
+            "captured": bootstrap.ratio(gain, best),
+            "perplexity": float(np.exp((arrays["nats/emamba"].sum() - gain.sum()) / tokens.sum())),
+        }
+        if rule.sequence is not None:
+            row["feature"] = ("+" if rule.sequence.sign > 0 else "-") + rule.sequence.feature
+        table.append(row)
+
+    differences: dict[str, dict] = {"mambaformer": {}, "router": {}}
+    for (policy, budget, matched), gain in gains.items():
+        if budget == main_budget and policy in (*RULES_BY_TOKEN, "sequence"):
+            equal = "split_share" if matched.startswith("split_") else "share"
+            for own, apart in differences.items():
+                apart[f"{policy}/{matched}"] = bootstrap.ratio(gains[own, budget, equal] - gain, tokens)
+    return {"experts": experts, "policies": table, "differences": differences}, arrays
+
+
+def expert_likelihoods(
+    model: nn.Module, gold: GoldPass, bootstrap: PairedBootstrap
+) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """Nats a token and perplexity of both experts and their mixtures; and each question's tokens and nats."""
+    tokens = gold.tokens.astype(float)
     arrays: dict[str, np.ndarray] = {"tokens": tokens}
     experts = {}
-    soft = mixture_log_p(model, gold, soft_choices(model, gold))
-    even = torch.logaddexp(gold.log_p["et5"], gold.log_p["emamba"]) - np.log(2.0)
-    columns = {"emamba": gold.log_p["emamba"], "et5": gold.log_p["et5"], "soft": soft, "even_mixture": even}
+    columns = {
+        "emamba": gold.log_p["emamba"],
+        "et5": gold.log_p["et5"],
+        "soft": mixture_log_p(model, gold, soft_choices(model, gold)),
+        "even_mixture": torch.logaddexp(gold.log_p["et5"], gold.log_p["emamba"]) - np.log(2.0),
+    }
     for name, log_p in columns.items():
         nats = -log_p.masked_fill(gold.ended, 0.0).sum(1).numpy()
         arrays[f"nats/{name}"] = nats
         experts[name] = {"nats": bootstrap.ratio(nats, tokens), "perplexity": float(np.exp(nats.sum() / tokens.sum()))}
-
-    table, gains = [], {}
-    seen, seen_here = informed_scores(validation, gold)
-    for budget in sorted({rule.budget for rule in rules}):
-        known = seen_here > threshold_for_share(seen[~validation.ended], budget)
-        count = round(budget * int(tokens.sum()))
-        extra = {
-            "informed": known.long().masked_fill(gold.ended, -1),
-            "oracle": best_tokens(delta, gold.ended, count),
-        }
-        chosen = [(rule, *choices_by(model, gold, routers, rule)) for rule in rules if rule.budget == budget]
-        chosen += [(Rule(name, budget, "share"), expert, gaps_of(expert)) for name, expert in extra.items()]
-        for rule, expert, gap in chosen:
-            log_p = policy_log_p(model, gold, rule.router or rule.policy, expert)
-            gain = (log_p - gold.log_p["emamba"]).masked_fill(gold.ended, 0.0).sum(1).numpy()
-            routed = int((expert == 1).sum())
-            best = (delta * (best_tokens(delta, gold.ended, routed) == 1)).sum(1).numpy()
-            gains[rule.policy, budget, rule.matched] = gain
-            arrays[f"gain/{rule.policy}/{budget:g}/{rule.matched}"] = gain
-            arrays[f"oracle_gain/{rule.policy}/{budget:g}/{rule.matched}"] = best
-            spent = costs.of_sequence(expert, gap).numpy()
-            row = {
-                "policy": rule.policy,
-                "budget": budget,
-                "matched": rule.matched,
-                "share": routed / tokens.sum(),
-                "called": float((expert == 1).any(1).float().mean()),
-                "cost_ms": float(spent.mean()),
-                "gain": bootstrap.ratio(gain, tokens),
-                "captured": bootstrap.ratio(gain, best),
-                "perplexity": float(np.exp((arrays["nats/emamba"].sum() - gain.sum()) / tokens.sum())),
-            }
-            if rule.sequence is not None:
-                row["feature"] = ("+" if rule.sequence.sign > 0 else "-") + rule.sequence.feature
-            table.append(row)
-
-    differences = {}
-    for (policy, budget, matched), gain in gains.items():
-        if budget == main_budget and policy not in ("mambaformer", "oracle", "informed"):
-            apart = gains["mambaformer", budget, "share"] - gain
-            differences[f"{policy}/{matched}"] = bootstrap.ratio(apart, tokens)
-    return {"experts": experts, "policies": table, "differences": differences}, arrays
+    return experts, arrays
 
 
 @torch.no_grad()

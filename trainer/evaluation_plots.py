@@ -64,6 +64,12 @@ def panels(count: int, width: float = 4.6, height: float = 3.8) -> tuple[Any, li
     return figure, list(axes[0])
 
 
+def add_legend(figure: Any, handles: dict[str, Any], count: int) -> None:
+    """One legend below `count` panels."""
+    columns = {1: 2, 2: 3}.get(count, 5)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+
+
 def plot_pareto(splits: dict[str, dict], metric: str, metric_label: str, path: Path, note: str = "") -> Path:
     """
     Quality against ET5's cost, one panel a split.
@@ -114,13 +120,13 @@ def plot_pareto(splits: dict[str, dict], metric: str, metric_label: str, path: P
     axes[0].set_ylabel(metric_label)
     if note:
         figure.suptitle(note, fontsize=9)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
+    add_legend(figure, handles, len(axes))
     return save(figure, path)
 
 
 def plot_captured(splits: dict[str, list[dict]], path: Path) -> Path:
     """
-    Share of the oracle's gain that each policy captures at each budget, teacher-forced, one panel a split.
+    Share of the oracle's gain that each policy captures at exactly each budget, teacher-forced, one panel a split.
 
     Args:
         splits: rows of the likelihood table.
@@ -139,7 +145,7 @@ def plot_captured(splits: dict[str, list[dict]], path: Path) -> Path:
     lowest = 0.0
     for axis, (split, rows) in zip(axes, splits.items(), strict=True):
         for policy, (label, colour, style) in shown.items():
-            found = sorted((r for r in rows if r["policy"] == policy and r["matched"] == "share"), key=budget_of)
+            found = sorted((r for r in rows if r["policy"] == policy and r["matched"] == "split_share"), key=budget_of)
             values = [r["captured"]["value"] for r in found]
             (line,) = axis.plot([100 * r["budget"] for r in found], values, style, color=colour, markersize=5)
             if policy == "router" and found:
@@ -158,7 +164,7 @@ def plot_captured(splits: dict[str, list[dict]], path: Path) -> Path:
     for axis in axes:
         axis.set_ylim(max(lowest - 0.05, -1.0), 1.08)
     axes[0].set_ylabel("share of the oracle's gain captured")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    add_legend(figure, handles, len(axes))
     return save(figure, path)
 
 

@@ -73,40 +73,70 @@ def quality_table(split: str, found: dict, scorer: str | None) -> Table:
 
 
 def difference_table(split: str, found: dict, scorer: str | None) -> Table:
-    """Differences in the scores against both experts and the better of them."""
-    rows = []
-    for row in found["policies"].values():
-        for other, metrics in row.get("less", {}).items():
-            rows.append([row["label"], other, *(span(interval, 4) for interval in metrics.values())])
-    metrics = next((m for row in found["policies"].values() for m in row.get("less", {}).values()), {})
+    """MambaFormer's scores less everybody else's, and every other policy's less the better expert's."""
+    policies = found["policies"]
+    own = policies["mambaformer"]
+    metrics = [m for m in METRIC_LABELS if m in own["scores"]]
+    pairs = [(own["label"], other, less) for other, less in own["less"].items()]
+    pairs += [
+        (own["label"], row["label"], row["mambaformer_less_this"])
+        for row in policies.values()
+        if "mambaformer_less_this" in row
+    ]
+    pairs += [
+        (row["label"], "better expert", row["less"]["better expert"])
+        for name, row in policies.items()
+        if "less" in row and name != "mambaformer"
+    ]
     return {
         "title": f"Differences on {split}",
         "columns": ["Answers by", "less", *(heading(m, scorer) for m in metrics)],
+        "rows": [[label, other, *(span(less[m], 4) for m in metrics)] for label, other, less in pairs],
+    }
+
+
+def rule_label(row: dict) -> str:
+    """A rule's label, with the feature of a rule by sequence, and what it was made equal in where that is the cost."""
+    label = RULE_LABELS[row["policy"]] + (f" ({row['feature']})" if "feature" in row else "")
+    return label + (", equal cost" if row["matched"].endswith("cost") else "")
+
+
+def likelihood_table(split: str, found: dict, budget: float, on_split: bool) -> Table:
+    """Policies on the gold answers at one budget, with thresholds of the split itself or of validation."""
+    rows = []
+    for row in found["likelihood"]["policies"]:
+        if row["budget"] != budget or row["matched"].startswith("split_") != on_split:
+            continue
+        line = [rule_label(row), f"{row['share']:.1%}", f"{row['called']:.0%}", number(row["cost_ms"], 1)]
+        rows.append([*line, number(row["perplexity"], 2), span(row["gain"], 4), span(row["captured"], 2)])
+    columns = ["Policy", "ET5 share", "Answers with ET5", "ET5 ms", "Perplexity", "Gain, nats a token"]
+    how = "thresholds of the split itself, set without its answers" if on_split else "thresholds of validation"
+    return {
+        "title": f"Gold answers of {split} at {100 * budget:g} %, {how}",
+        "columns": [*columns, "Share of the oracle's gain"],
         "rows": rows,
     }
 
 
-def likelihood_table(split: str, found: dict, budget: float) -> Table:
-    """Policies on the gold answers at one budget."""
+def advantage_table(split: str, found: dict) -> Table:
+    """How many nats a token MambaFormer and its router win over each rule at the main budget."""
+    differences = found["likelihood"]["differences"]
     rows = []
-    for row in found["likelihood"]["policies"]:
-        if row["budget"] != budget:
-            continue
-        label = RULE_LABELS[row["policy"]] + (f" ({row['feature']})" if "feature" in row else "")
-        label += ", equal cost" if row["matched"] == "cost" else ""
-        line = [label, f"{row['share']:.1%}", f"{row['called']:.0%}", number(row["cost_ms"], 1)]
-        rows.append([*line, number(row["perplexity"], 2), span(row["gain"], 4), span(row["captured"], 2)])
-    columns = ["Policy", "ET5 share", "Answers with ET5", "ET5 ms", "Perplexity", "Gain, nats a token"]
+    for key in differences["mambaformer"]:
+        policy, matched = key.split("/")
+        how = ("split" if matched.startswith("split_") else "validation", matched.removeprefix("split_"))
+        cells = [span(differences[own][key], 4) for own in ("mambaformer", "router")]
+        rows.append([RULE_LABELS[policy], f"equal {how[1]}, {how[0]}", *cells])
     return {
-        "title": f"Gold answers of {split} at {100 * budget:g} %",
-        "columns": [*columns, "Share of the oracle's gain"],
+        "title": f"Gain on {split} less that of each rule, nats a token",
+        "columns": ["Rule", "Made equal on", RULE_LABELS["mambaformer"], RULE_LABELS["router"]],
         "rows": rows,
     }
 
 
 def captured_table(split: str, found: dict) -> Table:
     """Share of the oracle's gain by policy and budget."""
-    table = [row for row in found["likelihood"]["policies"] if row["matched"] == "share"]
+    table = [row for row in found["likelihood"]["policies"] if row["matched"] == "split_share"]
     budgets = sorted({row["budget"] for row in table})
     rows = []
     for policy, label in RULE_LABELS.items():
@@ -116,7 +146,7 @@ def captured_table(split: str, found: dict) -> Table:
     gains = {row["budget"]: number(row["gain"]["value"], 4) for row in table if row["policy"] == "oracle"}
     rows.append(["oracle's gain, nats a token", *(gains[b] for b in budgets)])
     return {
-        "title": f"Share of the oracle's gain by budget on {split}",
+        "title": f"Share of the oracle's gain by budget on {split}, thresholds of the split itself",
         "columns": ["Policy", *(f"{100 * b:g} %" for b in budgets)],
         "rows": rows,
     }
@@ -158,7 +188,9 @@ def all_tables(result: dict) -> dict[str, Table]:
     for split, found in result["splits"].items():
         tables[f"quality_{split}"] = quality_table(split, found, result["bert_score_model"])
         tables[f"differences_{split}"] = difference_table(split, found, result["bert_score_model"])
-        tables[f"likelihood_{split}"] = likelihood_table(split, found, result["budget"])
+        tables[f"likelihood_{split}"] = likelihood_table(split, found, result["budget"], True)
+        tables[f"likelihood_validation_{split}"] = likelihood_table(split, found, result["budget"], False)
+        tables[f"advantage_{split}"] = advantage_table(split, found)
         tables[f"captured_{split}"] = captured_table(split, found)
         decisions = decision_table(split, found)
         if decisions is not None:

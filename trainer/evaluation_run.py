@@ -84,7 +84,7 @@ def evaluate(
     relative = {budget: CallCosts.from_table(table, budget, typical) for budget in budgets}
     say("calibrating on the gold answers")
     gates = calibrate_gates(model, gold, relative)
-    rules = calibrate_rules(model, gold, routers, budgets, costs, gates)
+    rules = calibrate_rules(model, gold, routers, gates, main, costs)
     calibrator = Calibrator(model, tokenizer, validation.tokens, gold, routers, costs, gates, batch_size)
     policies = calibrator.policies(budgets, main, wanted, say)
 
