@@ -2,9 +2,9 @@
 """
 Policies compared on the gold answers, in nats a token: cheap, exact, and at any budget.
 
-Thresholds come from validation questions, and once more from the split's own margins, so that all policies spend exactly
-the same there. A policy's gain is set against that of an oracle which knows the gold tokens and asks ET5 for as many of
-them (Duo-LLM's oracle, arXiv 2410.10846).
+Thresholds come from validation questions, and once more from the split's own margins, so that all policies spend the
+same there. A policy's gain is set against that of an oracle which knows the gold tokens and asks ET5 for as many of them
+(Duo-LLM's oracle, arXiv 2410.10846).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def calibrate_rules(
 def best_sequence_rule(
     gold: GoldPass, cost: np.ndarray, budget: float, like: SequenceRule | None = None
 ) -> SequenceRule:
-    """The rule by sequence that wins most on these questions for `budget`, or the one by the same feature as `like`."""
+    """The rule by sequence that wins most on these questions for `budget`, or that by the same feature as `like`."""
     rules = sequence_rules(gold.source, cost, budget)
     if like is not None:
         return next(rule for rule in rules if (rule.feature, rule.sign) == (like.feature, like.sign))

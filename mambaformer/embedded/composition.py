@@ -119,16 +119,29 @@ def compose_experts(
         **router_fields,
     }
     config = MambaFormerConfig(et5=et5_model.config, emamba=emamba_model.config, **fields)
+    model = assemble(cls, config, et5_model, emamba_model, dtype)
+    model.expert_sources = {"et5": et5, "emamba": emamba}
+    model.vocabulary_report = None if plan is None else plan.describe()
+    return model
+
+
+def assemble(
+    cls: type[PreTrainedModel],
+    config: MambaFormerConfig,
+    et5: PreTrainedModel,
+    emamba: PreTrainedModel,
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """A model of `cls` around two loaded experts, which are not copied, and a fresh router; in evaluation mode."""
     with torch.device("meta"):
         model = cls(config)  # no weights yet: the loaded experts take their places
-    model.et5, model.emamba = et5_model, emamba_model
+    model.et5, model.emamba = et5, emamba
     use_selective_scan(model.emamba)
     model.router, model.gate = TokenRouter(config), SequenceGate(config)
     for part in (model.router, model.gate):
         part.apply(model._init_weights).to(dtype)
     model.generation_config = GenerationConfig.from_model_config(config)
     model.generation_config.max_new_tokens = config.max_target_length
-    model.vocabulary_report = None if plan is None else plan.describe()
     return model.eval()
 
 

@@ -16,9 +16,11 @@ from transformers import initialization as init
 
 from .configuration_mambaformer import MambaFormerConfig
 from .remote_code import OwnRemoteCodeMixin
+from .adapter_checkpoint import is_adapter_checkpoint, load_adapter_checkpoint
 from .cache_mambaformer import MambaFormerCache, RoutingRequest
 from .checkpoint_loading import check_finite, reading_weights
 from .composition import compose_experts
+from .emamba_decoder import DEFAULT_DECODE, EMambaDecoder
 from .emamba_stream import read_on, read_source, read_together
 from .generation_mambaformer import MambaFormerGenerationMixin
 from .lazy_et5 import decode_together
@@ -46,15 +48,21 @@ class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args, **kwargs) -> MambaFormerPreTrainedModel:
         """
-        Load a saved model as every class of transformers does.
+        Load a saved model as every class of transformers does, or one saved as adapters on named bases, merged.
 
         Raises:
+            ImportError: for adapters where PEFT is not installed.
             OSError: for a checkpoint that cannot be found, or a file of it that is damaged or cut short.
             ValueError: for weights that are not finite or do not fit `config.json`, or an impossible configuration.
         """
+        if "state_dict" not in kwargs and is_adapter_checkpoint(pretrained_model_name_or_path, **kwargs):
+            return load_adapter_checkpoint(cls, pretrained_model_name_or_path, *model_args, **kwargs)
         with reading_weights(pretrained_model_name_or_path):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, pretrained_model_name_or_path)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_finite(model, pretrained_model_name_or_path)
+        if model.config.emamba_decode != DEFAULT_DECODE:
+            model.emamba_decoder.prepare(model.emamba)
         return loaded
 
     @classmethod
@@ -101,6 +109,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         self.router = TokenRouter(config)
         self.gate = SequenceGate(config)
         use_selective_scan(self.emamba)
+        self.emamba_decoder = EMambaDecoder(config.emamba_decode)
         self.post_init()
 
     @classmethod
@@ -116,6 +125,42 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             model.save_pretrained("mambaformer/")
         """
         return compose_experts(cls, et5, emamba, tokenizer, **kwargs)
+
+    @classmethod
+    def from_adapters_pretrained(
+        cls, pretrained_model_name_or_path: str, et5: str | None = None, emamba: str | None = None, **kwargs
+    ) -> MambaFormerForConditionalGeneration:
+        """
+        Put saved adapters on their bases; see `load_adapter_checkpoint` for the arguments and the errors.
+
+        Example::
+
+            model = MambaFormerForConditionalGeneration.from_adapters_pretrained("adapters/", emamba="mamba-130m-hf/")
+        """
+        return load_adapter_checkpoint(cls, pretrained_model_name_or_path, et5, emamba, **kwargs)
+
+    def pack_emamba(self, weight_format: str) -> MambaFormerForConditionalGeneration:
+        """
+        Choose the weights that EMamba decodes single tokens with on a CPU, and pack them now; returns the model.
+
+        The parameters stay as they are, for sources, training and saving. Where the compiled step does not apply
+        (another device or family, hooks, unmerged adapters, no library), the modules are run, as one log line says.
+
+        Args:
+            weight_format: `float32`, the weights as they are stored; `bfloat16` or `int8`, a rounded copy that is read
+                faster; or `off`, always the modules.
+
+        Raises:
+            ValueError: for an unknown `weight_format`.
+
+        Example::
+
+            model = MambaFormerForConditionalGeneration.from_pretrained("mambaformer/").pack_emamba("int8")
+        """
+        self.emamba_decoder = EMambaDecoder(weight_format)
+        self.config.emamba_decode = weight_format
+        self.emamba_decoder.prepare(self.emamba)
+        return self
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """ET5's encoder; `generate` does not run it unless a token is routed."""
@@ -278,13 +323,19 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         request, before = cache.request, cache.get_seq_length()
         if states is not None:
             cache.et5.adopt(states)
-        hidden = None
+        hidden = emamba_logits = None
         if request.routing != "et5":
             if cache.emamba is None:
                 self._read_source(cache)
-            hidden = read_on(self.emamba, cache.emamba, ids)  # (B, T, D)
+                self.emamba_decoder.prepare(self.emamba)
+            stepped = self.emamba_decoder.step(self.emamba, cache.emamba, ids)
+            # (B, T, D), (B, T, V) or None
+            hidden, emamba_logits = stepped or (read_on(self.emamba, cache.emamba, ids), None)
         gate_logit = None if cache.gate_logit is None else cache.gate_logit[cache.row_source]  # (B,)
-        choice = choose(self, request, ids, cache.ended(ids), hidden, cache.router, cache.row_scalars(), gate_logit)
+        ended, scalars = cache.ended(ids), cache.row_scalars()
+        choice = choose(
+            self, request, ids, ended, hidden, cache.router, scalars, gate_logit, emamba_logits=emamba_logits
+        )
         cache.router = choice.state
         cache.decoder_ids = torch.cat([cache.decoder_ids, ids], dim=1)  # (B, t + T)
         keep = keep or ids.shape[1]

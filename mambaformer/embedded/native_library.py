@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,7 +23,13 @@ CHUNK = 32
 
 
 def _library_folders() -> list[Path]:
-    """Folders that may hold the library: next to this room, or in an installed package if this file was copied out."""
+    """
+    Folders that may hold the library: next to this room, or in an installed package if this file was copied out.
+
+    The environment variable `MAMBAFORMER_NATIVE` names another folder instead, as for a build with sanitizers.
+    """
+    if os.environ.get("MAMBAFORMER_NATIVE"):
+        return [Path(os.environ["MAMBAFORMER_NATIVE"])]
     here = Path(__file__).resolve().parent
     if here.name == "modeling_mambaformer":
         return [here.parent / "native"]
@@ -32,21 +41,24 @@ def _library_folders() -> list[Path]:
     return [folder for root in roots for folder in (root / "native", root.parent / "native")]
 
 
+def found_libraries(name: str) -> Iterator[ctypes.CDLL]:
+    """Every library of this name that can be loaded, the nearest first."""
+    for folder in _library_folders():
+        for path in sorted(folder.glob(f"{name}*")):
+            if path.suffix in (".so", ".pyd", ".dll", ".dylib"):
+                with suppress(OSError):
+                    yield ctypes.CDLL(str(path))
+
+
 def load_library() -> ctypes.CDLL | None:
     """The first library found that this file can talk to, or None."""
-    for folder in _library_folders():
-        for path in sorted(folder.glob("_selective_scan*")):
-            if path.suffix not in (".so", ".pyd", ".dll", ".dylib"):
-                continue
-            try:
-                library = ctypes.CDLL(str(path))
-                library.mambaformer_abi.restype = ctypes.c_int64
-                library.mambaformer_scan_chunk.restype = ctypes.c_int64
-                library.mambaformer_isa.restype = ctypes.c_char_p
-                if (library.mambaformer_abi(), library.mambaformer_scan_chunk()) == (ABI, CHUNK):
-                    return library
-            except (OSError, AttributeError):
-                continue
+    for library in found_libraries("_selective_scan"):
+        with suppress(AttributeError):
+            library.mambaformer_abi.restype = ctypes.c_int64
+            library.mambaformer_scan_chunk.restype = ctypes.c_int64
+            library.mambaformer_isa.restype = ctypes.c_char_p
+            if (library.mambaformer_abi(), library.mambaformer_scan_chunk()) == (ABI, CHUNK):
+                return library
     return None
 
 

@@ -50,6 +50,7 @@ def choose(
     scalars: tuple[torch.Tensor, torch.Tensor] | None,
     gate_logit: torch.Tensor | None,
     teacher: torch.Tensor | None = None,
+    emamba_logits: torch.Tensor | None = None,
 ) -> Choice:
     """
     Decide who speaks at decoder positions `ids` `(B, T)`.
@@ -60,9 +61,12 @@ def choose(
             four that follow.
         state, scalars, gate_logit: the router's state before these positions, the sources' scalars and gate, per row.
         teacher: `(B, T)` long, choices to take as the router's past in place of its own (training on an oracle).
+        emamba_logits: `(B, T, V)`, where they came with `hidden`; else EMamba's head is run.
     """
     forced = {"et5": ET5, "emamba": EMAMBA}.get(request.routing)
-    logits = None if hidden is None else head_logits(model.emamba, hidden)  # (B, T, V)
+    logits = emamba_logits  # (B, T, V)
+    if logits is None and hidden is not None:
+        logits = head_logits(model.emamba, hidden)
     if forced is not None:
         expert = torch.full_like(ids, forced).masked_fill(ended, ENDED)  # (B, T)
         gap = torch.ones_like(ids) if forced == ET5 else torch.zeros_like(ids)

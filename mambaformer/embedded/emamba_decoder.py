@@ -1,0 +1,222 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+EMamba's next token in one call of compiled code (`native/decode_step.cpp`), where nothing forbids it.
+
+It reads the same parameters and the same cache as transformers' modules do, so that both may take turns on one
+sequence. Where it does not apply it returns `None`, and the modules are run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from transformers import DynamicCache, MambaForCausalLM
+from transformers.models.mamba.modeling_mamba import MambaBlock, MambaModel, MambaRMSNorm
+from transformers.utils import logging
+
+from .mamba_mixer import SelectiveScanMixer
+from .packed_weights import DECODE_LIBRARY, STORED, WEIGHT_FORMATS, WIDEST_INT8, PackedWeights
+from .selective_scan import scan_backend
+
+logger = logging.get_logger("transformers.mambaformer")
+
+OFF = "off"
+DEFAULT_DECODE = "float32"
+KNOWN = (MambaForCausalLM, MambaModel, MambaBlock, MambaRMSNorm, SelectiveScanMixer)
+PLAIN = (nn.Linear, nn.Embedding, nn.Conv1d)
+
+
+@functools.cache
+def report(reason: str, level: str) -> None:
+    """One line for each reason, in the life of the process."""
+    getattr(logger, level)(f"EMamba's compiled decoding step is not used, its modules are run instead: {reason}")
+
+
+class Snapshot:
+    """The modules and parameters of an EMamba as they were, to notice a change of any of them cheaply."""
+
+    def __init__(self, emamba: nn.Module):
+        self.modules = list(emamba.modules())
+        self.children = [(m._modules, name, child) for m in self.modules for name, child in m._modules.items()]
+        self.slots = [(m._parameters, name, p) for m in self.modules for name, p in m._parameters.items()]
+        self.marks = self._marks()
+
+    def holds(self, emamba: nn.Module) -> bool:
+        """Whether `emamba` still has these modules and parameters, unchanged as far as PyTorch knows, and no hooks."""
+        return (
+            self.modules[0] is emamba
+            and all(registry.get(name) is child for registry, name, child in self.children)
+            and all(registry.get(name) is parameter for registry, name, parameter in self.slots)
+            and self._marks() == self.marks
+            and not self.hooked()
+        )
+
+    def hooked(self) -> bool:
+        """Whether someone listens to a module's forward pass, or has replaced it."""
+        if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+            return True
+        return any(
+            m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ or m._compiled_call_impl is not None
+            for m in self.modules
+        )
+
+    def _marks(self) -> list[tuple[int, int]]:
+        """Memory and version of every plain parameter; others, which the step never reads, may not have either."""
+        plain = [p for _, _, p in self.slots if type(p) is nn.Parameter]
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in plain]
+
+
+def obstacle(emamba: nn.Module, snapshot: Snapshot, weight_format: str) -> str | None:
+    """Why the compiled step does not apply to this EMamba, or `None` if it does."""
+    if DECODE_LIBRARY is None:
+        return "the library was not built; install mambaformer with a C++ compiler at hand"
+    if type(emamba) is not MambaForCausalLM:
+        return f"it serves Mamba-1 as transformers has it, and this is a {type(emamba).__name__}"
+    if snapshot.hooked():
+        return "hooks or replaced forward methods want to see its modules run"
+    for module in snapshot.modules:
+        known = type(module) in (*KNOWN, *PLAIN) or not (module._parameters or module._modules)
+        if not (known or isinstance(module, nn.ModuleList)):
+            return f"it has a {type(module).__name__} inside; merge adapters to have it back"
+    if emamba.config.hidden_act not in ("silu", "swish"):
+        return f"its activation is {emamba.config.hidden_act!r}, not 'silu'"
+    for _, name, parameter in snapshot.slots:
+        if parameter is None:
+            continue
+        if parameter.device.type != "cpu" or parameter.dtype not in STORED or type(parameter) is not nn.Parameter:
+            return f"its {name} is {parameter.dtype} on {parameter.device}, not float32 or bfloat16 on the CPU"
+        if weight_format == "int8" and parameter.ndim == 2 and parameter.shape[1] > WIDEST_INT8:
+            return f"its {name} has {parameter.shape[1]} columns, more than int8 products can sum in 32 bits"
+    if scan_backend() != "native":
+        return "the compiled scan was not built, or MAMBAFORMER_SCAN forbids it"
+    return None
+
+
+class EMambaDecoder:
+    """
+    Runs single tokens of EMamba through the compiled step.
+
+    The weights are packed when first needed, and again when PyTorch tells that they or the modules have changed; a new
+    source also compares a sample of the values. A copy of a decoder starts without packed weights.
+
+    Args:
+        weight_format (`str`): `float32` (the weights as they are stored, exact), `bfloat16`, `int8`, or `off`.
+
+    Raises:
+        ValueError: for an unknown `weight_format`.
+    """
+
+    def __init__(self, weight_format: str = DEFAULT_DECODE):
+        if weight_format not in (OFF, *WEIGHT_FORMATS):
+            raise ValueError(f"weight_format is {weight_format!r}: choose one of {[OFF, *WEIGHT_FORMATS]}.")
+        self.weight_format = weight_format
+        self._ready: tuple[Snapshot, PackedWeights | None] | None = None
+
+    def __getstate__(self) -> dict:
+        return {"weight_format": self.weight_format, "_ready": None}  # addresses mean nothing elsewhere
+
+    def prepare(self, emamba: nn.Module) -> PackedWeights | None:
+        """
+        Pack the weights of `emamba`, unless they are packed and unchanged; to be called before a new sequence.
+
+        Returns:
+            the packed weights, or `None` where the compiled step does not apply, which is logged once.
+        """
+        if self.weight_format == OFF:
+            return None
+        if self._ready is not None:
+            snapshot, packed = self._ready
+            if packed is not None and snapshot.holds(emamba) and torch.equal(packed.checked, packed.sample()):
+                return packed
+        snapshot, packed = Snapshot(emamba), None
+        reason = obstacle(emamba, snapshot, self.weight_format)
+        if reason is None:
+            packed = PackedWeights(emamba, self.weight_format)
+        else:
+            report(reason, "info" if self.weight_format == DEFAULT_DECODE else "warning")
+        self._ready = (snapshot, packed)
+        return packed
+
+    def step(self, emamba: nn.Module, cache: DynamicCache, ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        """
+        Read one more token per row.
+
+        Args:
+            emamba: the model. cache: its state, updated in place. ids: `(B, 1)` long.
+
+        Returns:
+            final hidden states `(B, 1, D)` in the weights' dtype and logits `(B, 1, V)` in float32; `None`, with
+            nothing done, where the modules have to be run.
+
+        Raises:
+            IndexError: for an id outside the vocabulary.
+            MemoryError: where the workspace finds no memory.
+        """
+        if self.weight_format == OFF or ids.shape[1] != 1 or not may_run(emamba, ids):
+            return None
+        if self._ready is None or (self._ready[1] is not None and not self._ready[0].holds(emamba)):
+            self.prepare(emamba)
+        packed = self._ready[1]
+        if packed is None or self._ready[0].modules[0] is not emamba:
+            return None
+        states = cached_states(cache, packed, ids.shape[0])
+        return None if states is None else run_step(packed, ids.contiguous(), *states)
+
+
+def may_run(emamba: nn.Module, ids: Tensor) -> bool:
+    """Whether nothing traces, differentiates or casts this call; gradients and training need the modules."""
+    return not (
+        torch.is_grad_enabled()
+        or emamba.training
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or type(ids) is not Tensor
+        or ids.dtype != torch.long
+        or not ids.is_cpu
+    )
+
+
+def cached_states(cache: DynamicCache, packed: PackedWeights, batch: int) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The cache's own windows `(B, D, K)` and states `(B, D, N)` of all layers, or `None` if they do not fit."""
+    if len(cache.layers) != len(packed.layers):
+        return None
+    windows, states = [], []
+    for layer in cache.layers:
+        window, state = layer.conv_states[0], layer.recurrent_states[0]
+        if (
+            window is None
+            or state is None
+            or not layer.has_previous_state[0]
+            or layer.record_past
+            or window.shape != (batch, *packed.window_shape)
+            or state.shape != (batch, *packed.state_shape)
+            or window.dtype not in STORED
+            or state.dtype != torch.float32
+            or not (window.is_cpu and window.is_contiguous() and state.is_contiguous())
+        ):
+            return None
+        windows.append(window)
+        states.append(state)
+    return (windows, states) if len({window.dtype for window in windows}) == 1 else None
+
+
+def run_step(packed: PackedWeights, ids: Tensor, windows: list[Tensor], states: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Call the library; the caller answers for shapes, dtypes and contiguous memory. As `EMambaDecoder.step`."""
+    batch, count = ids.shape[0], len(windows)
+    args = type(packed.args).from_buffer_copy(packed.args)
+    hidden = torch.empty(batch, 1, args.hidden)
+    logits = torch.empty(batch, 1, args.vocab)
+    args.ids, args.hidden_out, args.logits = ids.data_ptr(), hidden.data_ptr(), logits.data_ptr()
+    args.windows = (ctypes.c_void_p * count)(*[window.data_ptr() for window in windows])
+    args.states = (ctypes.c_void_p * count)(*[state.data_ptr() for state in states])
+    args.batch, args.window_format, args.threads = batch, STORED[windows[0].dtype], torch.get_num_threads()
+    error = DECODE_LIBRARY.mambaformer_decode_step(ctypes.byref(args))
+    if error == 2:
+        raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")
+    if error:
+        raise MemoryError(f"a decoding step of {batch} rows found no memory for its workspace; use a smaller batch")
+    return hidden.to(packed.dtype), logits

@@ -1,0 +1,200 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+EMamba's weights in the form in which the compiled decoding step (`native/decode_step.cpp`) reads them.
+
+`float32` keeps every matrix as it is stored and copies nothing; `bfloat16` and `int8` hold rounded copies beside the
+model. In every format, norms, convolution, the projection of step sizes, A and D are float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor, nn
+
+from .native_library import found_libraries
+
+DECODE_ABI = 1
+FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # of native/decode_step.cpp
+BYTES = 64  # columns of an int8 matrix are filled up to a multiple of this
+LOG2_E = 1.4426950408889634
+WIDEST_INT8 = 65536  # columns, whose int8 products still add up in 32 bits
+STORED = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+WEIGHT_FORMATS = ("float32", "bfloat16", "int8")
+
+
+class Matrix(ctypes.Structure):
+    """`Matrix` of native/decode_step.cpp."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("data", "scale", "bias", "sums")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("rows", "columns", "format")]
+
+
+class Layer(ctypes.Structure):
+    """`Layer` of native/decode_step.cpp."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("norm", "conv_weight", "conv_bias", "A2", "D")]
+    _fields_ += [(name, Matrix) for name in ("in_proj", "x_proj", "dt_proj", "out_proj")]
+
+
+class StepArgs(ctypes.Structure):
+    """`StepArgs` of native/decode_step.cpp."""
+
+    _fields_ = [("layers", ctypes.POINTER(Layer)), ("ids", ctypes.c_void_p), ("embedding", ctypes.c_void_p)]
+    _fields_ += [("norm", ctypes.c_void_p), ("windows", ctypes.POINTER(ctypes.c_void_p))]
+    _fields_ += [("states", ctypes.POINTER(ctypes.c_void_p)), ("hidden_out", ctypes.c_void_p)]
+    _fields_ += [("logits", ctypes.c_void_p), ("head", Matrix), ("epsilon", ctypes.c_double)]
+    _fields_ += [
+        (name, ctypes.c_int64)
+        for name in (
+            "layer_count",
+            "batch",
+            "hidden",
+            "dim",
+            "state",
+            "kernel",
+            "rank",
+            "vocab",
+            "embedding_format",
+            "window_format",
+            "threads",
+        )
+    ]
+
+
+def load_decode_library() -> ctypes.CDLL | None:
+    """The first library found whose structures are those above, or None."""
+    for library in found_libraries("_decode_step"):
+        if hasattr(library, "mambaformer_decode_abi"):
+            library.mambaformer_decode_abi.restype = ctypes.c_int64
+            library.mambaformer_decode_isa.restype = ctypes.c_char_p
+            if library.mambaformer_decode_abi() == DECODE_ABI:
+                return library
+    return None
+
+
+DECODE_LIBRARY = load_decode_library()
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Round a matrix `(rows, columns)` to int8, symmetrically, with one scale a row.
+
+    Returns:
+        int8 `(rows, columns)` in [-127, 127] and float32 scales `(rows,)`; their product is the rounded matrix.
+    """
+    weight = weight.detach().float()
+    scale = weight.abs().amax(1) / 127  # (rows,)
+    whole = (weight / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_()
+    return whole.clamp_(-127, 127).to(torch.int8), scale
+
+
+class PackedWeights:
+    """
+    The decoding step's view of one EMamba; it owns what it copied and refers to the rest.
+
+    Args:
+        emamba (`MambaForCausalLM`): whose modules the caller has found to be the plain ones, on the CPU.
+        weight_format (`str`): one of `WEIGHT_FORMATS`.
+    """
+
+    def __init__(self, emamba: nn.Module, weight_format: str):
+        self.weight_format = weight_format
+        self.plain: list[Tensor] = []  # parameters whose own memory the structures point to
+        self.copies: list[Tensor] = []  # what was made from parameters, and is pointed to
+        self.sources: list[Tensor] = []  # the parameters it was made from
+        backbone, config = emamba.base_model, emamba.config
+        blocks = list(backbone.layers)
+        self.layers = (Layer * len(blocks))()
+        for layer, block in zip(self.layers, blocks, strict=True):
+            self._fill(layer, block)
+        embedding = self._plain(backbone.embeddings.weight)
+        self.dtype = embedding.dtype
+        mixer = blocks[0].mixer
+        self.args = StepArgs(
+            layers=self.layers,
+            embedding=embedding.data_ptr(),
+            norm=self._float(backbone.norm_f.weight),
+            head=self._matrix(emamba.get_output_embeddings()),
+            epsilon=config.layer_norm_epsilon,
+            layer_count=len(blocks),
+            hidden=mixer.hidden_size,
+            dim=mixer.intermediate_size,
+            state=mixer.ssm_state_size,
+            kernel=mixer.conv_kernel_size,
+            rank=mixer.time_step_rank,
+            vocab=embedding.shape[0],
+            embedding_format=STORED[embedding.dtype],
+        )
+        self.window_shape = (mixer.intermediate_size, mixer.conv_kernel_size)
+        self.state_shape = (mixer.intermediate_size, mixer.ssm_state_size)
+        self.checked = self.sample()
+
+    @property
+    def copied_bytes(self) -> int:
+        """Memory taken beside the parameters, in bytes."""
+        return sum(x.nbytes for x in self.copies)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that one step reads: all matrices, whatever the batch."""
+        matrices = [m for layer in self.layers for m in (layer.in_proj, layer.x_proj, layer.dt_proj, layer.out_proj)]
+        return sum(m.rows * m.columns * (4, 2, 1)[m.format] for m in [*matrices, self.args.head])
+
+    def _fill(self, layer: Layer, block: nn.Module) -> None:
+        mixer = block.mixer
+        layer.norm = self._float(block.norm.weight)
+        layer.conv_weight = self._float(mixer.conv1d.weight)
+        layer.conv_bias = self._float(mixer.conv1d.bias)
+        layer.A2 = self._copy(mixer.A_log, -torch.exp(mixer.A_log.detach().float()) * LOG2_E)
+        layer.D = self._float(mixer.D)
+        layer.in_proj = self._matrix(mixer.in_proj)
+        layer.x_proj = self._matrix(mixer.x_proj)
+        layer.dt_proj = self._matrix(mixer.dt_proj, rounded=False)
+        layer.out_proj = self._matrix(mixer.out_proj)
+
+    def _matrix(self, linear: nn.Linear, rounded: bool = True) -> Matrix:
+        """A linear layer's matrix and bias; `rounded=False` keeps it float32 whatever the format."""
+        weight, (rows, columns) = linear.weight, linear.weight.shape
+        matrix = Matrix(bias=self._float(linear.bias), rows=rows, columns=columns)
+        if not rounded:
+            matrix.data, matrix.format = self._float(weight), FLOAT32
+        elif self.weight_format == "int8":
+            whole, scale = quantize_rows(weight)
+            filled = whole.new_zeros(rows, -(-columns // BYTES) * BYTES)
+            filled[:, :columns] = whole
+            matrix.data, matrix.scale = self._copy(weight, filled), self._copy(weight, scale)
+            matrix.sums, matrix.format = self._copy(weight, filled.sum(1, dtype=torch.int32)), INT8
+        elif self.weight_format == "bfloat16" and weight.dtype != torch.bfloat16:
+            matrix.data, matrix.format = self._copy(weight, weight.detach().to(torch.bfloat16)), BFLOAT16
+        else:
+            matrix.data, matrix.format = self._plain(weight).data_ptr(), STORED[weight.dtype]
+        return matrix
+
+    def _float(self, parameter: Tensor | None) -> int | None:
+        """Address of a parameter in float32, the parameter's own where possible."""
+        if parameter is None:
+            return None
+        if parameter.dtype == torch.float32:
+            return self._plain(parameter).data_ptr()
+        return self._copy(parameter, parameter.detach().float())
+
+    def _plain(self, parameter: Tensor) -> Tensor:
+        """The parameter itself, or a contiguous copy."""
+        if not parameter.is_contiguous():
+            self._copy(parameter, parameter.detach())
+            return self.copies[-1]
+        self.plain.append(parameter.detach())
+        return self.plain[-1]
+
+    def _copy(self, parameter: Tensor, tensor: Tensor) -> int:
+        """Keep `tensor`, made from `parameter`; returns its address."""
+        self.sources.append(parameter)
+        self.copies.append(tensor.contiguous())
+        return self.copies[-1].data_ptr()
+
+    def sample(self) -> Tensor:
+        """Some values of every copied parameter, which tell of changes that PyTorch does not count (`.data`)."""
+        unique = {id(parameter): parameter.detach().reshape(-1) for parameter in self.sources}
+        return torch.cat([x[:: max(1, x.numel() // 64)].float() for x in unique.values()])
