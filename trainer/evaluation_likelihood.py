@@ -3,8 +3,8 @@
 Policies compared on the gold answers, in nats a token: cheap, exact, and at any budget.
 
 Thresholds come from validation questions, and once more from the split's own margins, so that all policies spend the
-same there. A policy's gain is set against that of an oracle which knows the gold tokens and asks ET5 for as many of them
-(Duo-LLM's oracle, arXiv 2410.10846).
+same there. A policy's gain is set against that of an oracle which knows the gold tokens and asks ET5 for as many of
+them (Duo-LLM's oracle, arXiv 2410.10846).
 """
 
 from __future__ import annotations

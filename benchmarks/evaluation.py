@@ -1,0 +1,55 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+Evaluate the embedded default against every rule it must beat, and keep what README.md and model_card.md quote.
+
+    python -m mambaformer.benchmarks.evaluation [--rows 150]
+
+Runs `mambaformer.trainer.evaluate` into `results/embedded/` and copies, into `benchmarks/results/`, one JSON file a
+table that is quoted and the figures that are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from mambaformer import embedded_checkpoint
+
+from ..trainer.evaluate import main as evaluate
+from .machine import RESULTS
+
+SPLITS = ("test_phrasing", "test_concept", "test_long")
+TABLES = ("quality", "captured")
+FIGURES = ("pareto_bert_score.png", "captured.png", "reliability.png", "answers_test_phrasing.png")
+
+
+def main() -> None:
+    """Run, and keep tables and figures."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
+    parser.add_argument("--rows", type=int, default=150, help="questions a split")
+    parser.add_argument("--out", type=Path, default=Path("results/embedded"), help="folder of the whole evaluation")
+    arguments = parser.parse_args()
+    command = ["--model", str(embedded_checkpoint()), "--splits", *SPLITS, "--rows", str(arguments.rows)]
+    code = evaluate([*command, "--out", str(arguments.out)])
+    if code:
+        raise SystemExit(code)
+    keep(arguments.out)
+
+
+def keep(folder: Path) -> None:
+    """Copy the quoted tables and figures of the evaluation in `folder` to `benchmarks/results/`."""
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    for name, table in found["tables"].items():
+        if name.split("_")[0] in TABLES:
+            kept = {"machine": found["machine"], "command": found["command"], **table}
+            path = RESULTS / f"evaluation_{name}.json"
+            path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in FIGURES:
+        if (folder / name).is_file():
+            shutil.copy(folder / name, RESULTS / f"evaluation_{name}")
+
+
+if __name__ == "__main__":
+    main()
