@@ -171,12 +171,13 @@ def test_scores_and_answers_of_the_embedded_model(results):
         "et5_tokens_per_answer": 20.25,
         "encoder_calls_per_answer": 0.5,
         "token_f1": {"auto": 0.5, "emamba": 0.4, "et5": 0.6},
+        "content": {name: {"right_concept": 0.9, "facts_found": 0.25} for name in ("auto", "emamba", "et5")},
         "seconds_median": {"auto": 0.1, "emamba": 0.05, "et5": 0.2},
         "answers": [{"question": "Why?", "answer": "Because.", "gold": "So.", "share": 0.0}],
     }
     (results / "embedded_answers.json").write_text(json.dumps(result))
     scores = report.render("embedded-scores")
-    assert "| MambaFormer, routed | 0.500 | 100 ms |" in scores and "4.0%" in scores and "2026-01-02" in scores
+    assert "| MambaFormer, routed | 0.500 | 90% | 25% | 100 ms |" in scores and "4.0%" in scores and "2026-01-02" in scores
     assert "> **Why?** Because." in report.render("embedded-answers")
     index = yaml.safe_load(report.render("model-index"))["model-index"][0]["results"][0]
     assert [metric["value"] for metric in index["metrics"]] == [0.5, 0.4, 0.6]
