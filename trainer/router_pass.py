@@ -9,9 +9,13 @@ import torch
 from torch import nn
 
 from ..modeling_mambaformer.emamba_stream import head_logits, read_together
+from ..modeling_mambaformer.outputs_mambaformer import EMAMBA, ENDED, ET5
 from ..modeling_mambaformer.router import RouterState, past_of
 from ..modeling_mambaformer.router_inputs import first_state, router_inputs, source_scalars
 from ..modeling_mambaformer.sources import Sources
+
+ROUNDS = 16
+"""Rounds in which all positions are judged at once, before the router goes position by position."""
 
 
 @dataclass
@@ -104,6 +108,7 @@ def judge(
     return RouterPass(encoded, state, router.margin(encoded, previous, gap), expert, gap, gate_logit)
 
 
+@torch.no_grad()
 def unroll(
     model: nn.Module,
     encoded: torch.Tensor,
@@ -115,7 +120,29 @@ def unroll(
     """The router's choices and gaps, both `(B, T)` long, at `threshold`, in rows whose gate is `allowed` `(B,)`."""
     if ended is None:
         ended = torch.zeros(encoded.shape[:2], dtype=torch.bool, device=encoded.device)
-    if allowed is None:
-        allowed = torch.ones(len(encoded), dtype=torch.bool, device=encoded.device)
-    expert, gap, _ = model.router.choose(encoded, state, threshold, None, allowed, ended)
-    return expert, gap
+    expert = torch.full(ended.shape, EMAMBA, device=ended.device)
+    rows = (~ended.all(1) if allowed is None else allowed & ~ended.all(1)).nonzero().flatten()  # (R,)
+    if rows.numel():
+        expert[rows] = settle(model.router, encoded[rows], state.select(rows), threshold, ended[rows])
+    return expert.masked_fill(ended, ENDED), past_of(expert, state)[1]
+
+
+def settle(
+    router: nn.Module, encoded: torch.Tensor, state: RouterState, threshold: float, ended: torch.Tensor
+) -> torch.Tensor:
+    """
+    Choices `(R, T)`, 0 where ended, each of which follows from those before it.
+
+    All positions are judged at once, given the choices of the round before, until nothing changes. A round puts at
+    least one more position right for good, and mostly nearly all; where that takes long, the router goes position by
+    position.
+    """
+    expert = torch.full(ended.shape, EMAMBA, device=ended.device)
+    for _ in range(ROUNDS):
+        previous, gap = past_of(expert, state)
+        found = torch.where((router.margin(encoded, previous, gap) > threshold) & ~ended, ET5, EMAMBA)
+        if torch.equal(found, expert):
+            return expert
+        expert = found
+    every = torch.ones(len(encoded), dtype=torch.bool, device=encoded.device)
+    return router.choose(encoded, state, threshold, None, every, ended)[0].clamp(min=EMAMBA)

@@ -247,7 +247,9 @@ def train_stage(
     if resume and finished.is_dir():
         prepare_stage(model, args)
         load_trainable(model, finished)
-        return json.loads((finished / "figures.json").read_text(encoding="utf-8"))
+        figures = json.loads((finished / "figures.json").read_text(encoding="utf-8"))
+        model.config.router_threshold = figures.get("router_threshold", model.config.router_threshold)
+        return figures
     trainer = MambaFormerTrainer(
         model=model,
         args=args,
@@ -265,6 +267,7 @@ def train_stage(
     figures: dict = {}
     for entry in trainer.state.log_history:
         figures.update(entry)
+    figures["router_threshold"] = model.config.router_threshold  # calibration begins there
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled and not ended else None
     if args.should_save:
         with replaced(finished) as partial:
