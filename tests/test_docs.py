@@ -177,7 +177,11 @@ def test_scores_and_answers_of_the_embedded_model(results):
     }
     (results / "embedded_answers.json").write_text(json.dumps(result))
     scores = report.render("embedded-scores")
-    assert "| MambaFormer, routed | 0.500 | 90% | 25% | 100 ms |" in scores and "4.0%" in scores and "2026-01-02" in scores
+    assert (
+        "| MambaFormer, routed | 0.500 | 90% | 25% | 100 ms |" in scores
+        and "4.0%" in scores
+        and "2026-01-02" in scores
+    )
     assert "> **Why?** Because." in report.render("embedded-answers")
     index = yaml.safe_load(report.render("model-index"))["model-index"][0]["results"][0]
     assert [metric["value"] for metric in index["metrics"]] == [0.5, 0.4, 0.6]

@@ -71,8 +71,9 @@ def test_confidence_rule_routes_where_emamba_is_unsure(model, rows, gold):
 
 
 @pytest.mark.parametrize("merger", ["select", "mix", "complement"])
-def test_likelihood_of_a_policy_is_the_models_own(model, rows, gold, merger):
+def test_likelihood_of_a_policy_is_the_models_own(model, rows, merger):
     model.config.merger = merger
+    gold = gold_pass(model, rows, Collator(TOKENIZER), 12, rule_routers(model.router, 0))
     batch = Collator(TOKENIZER)([rows[i] for i in range(len(rows))])
     for name in ("router", "confidence"):
         router = rule_routers(model.router, 0)[name]

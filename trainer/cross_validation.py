@@ -167,7 +167,7 @@ def run_fold(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments],
             texts["distil"] = texts["distil"].shuffle(seed=folds.seed).select(range(run.max_distil_samples))
     folder = fold_folder(next(iter(stages.values())), number)
     stages = {
-        name: dataclasses.replace(args, output_dir=str(folder / Path(args.output_dir).name))
+        name: dataclasses.replace(args, output_dir=str(folder / Path(args.output_dir).name))  # type: ignore[call-arg]
         for name, args in stages.items()
     }
     first = next(iter(stages.values()))

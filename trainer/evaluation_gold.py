@@ -19,9 +19,9 @@ from ..modeling_mambaformer.merger import complement
 from ..modeling_mambaformer.router import TokenRouter, past_of
 from .calibration import Unrolled, batches, pad_to
 from .data import Collator
-from .distillation import ask_both, gold_log_probability
+from .distillation import gold_log_probability
 from .evaluation_policies import routed_by
-from .router_pass import RouterPass, judge, read_answers
+from .router_pass import RouterPass, inputs_of, judge, read_answers
 
 
 @dataclass
@@ -30,8 +30,8 @@ class GoldPass:
     N questions with answers of at most L tokens, on the CPU.
 
     Attributes:
-        log_p: by `et5`, `emamba` and `complement` (that merger's), log-probabilities in nats of the gold tokens,
-            `(N, L)`, 0 where `ended` `(N, L)` bool.
+        log_p: by `et5`, `emamba` and, where the model merges so, `complement`: log-probabilities in nats of the gold
+            tokens, `(N, L)`, 0 where `ended` `(N, L)` bool.
         unrolled: each router's pass, by its name. source: features known before the answer, `(N,)` each.
         informed: `(N, L, F)`, what somebody sees of a position who has both experts' distributions, not the answer.
     """
@@ -57,30 +57,38 @@ class GoldPass:
 def gold_pass(
     model: nn.Module, rows: Dataset, collator: Collator, batch_size: int, routers: dict[str, TokenRouter]
 ) -> GoldPass:
-    """Run both experts, and each of `routers` in the model's place, over the gold answers of `rows`."""
+    """
+    Run both experts once over the gold answers of `rows`, and each of `routers` in the model's place.
+
+    Args:
+        routers: by name; the model's own is `router`.
+    """
     device = next(model.parameters()).device
     passes: dict[str, list[RouterPass]] = {name: [] for name in routers}
     log_p: dict[str, list[torch.Tensor]] = {name: [] for name in ("et5", "emamba", "complement")}
     ended, informed, sources = [], [], []
+    threshold = model.config.router_threshold
     for batch in batches(rows, collator, batch_size, device):
         labels, padding = batch["labels"], batch["labels"] == -100
-        output = ask_both(model, batch)
-        merged = complement(output.emamba_logits, output.et5_logits, None, model.config.complement_weight)
-        for name, logits in (("et5", output.et5_logits), ("emamba", output.emamba_logits), ("complement", merged)):
-            log_p[name].append(gold_log_probability(logits, labels).cpu())
-        seen = seen_by_both(output.et5_logits, output.emamba_logits).cpu()
+        source = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        et5_logits = model(**source, labels=labels, routing="et5", use_cache=False).logits  # (B, T, V)
+        decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
+        reading = read_answers(model, **source, decoder_input_ids=decoder_ids)
+        inputs = inputs_of(model, reading, decoder_ids)
+        log_p["et5"].append(gold_log_probability(et5_logits, labels).cpu())
+        log_p["emamba"].append(gold_log_probability(reading.logits, labels).cpu())
+        if model.config.merger == "complement":
+            merged = complement(reading.logits, et5_logits, None, model.config.complement_weight)
+            log_p["complement"].append(gold_log_probability(merged, labels).cpu())
+        seen = seen_by_both(et5_logits, reading.logits).cpu()
         informed.append(seen)
         ended.append(padding.cpu())
-        source = batch["input_ids"], batch["attention_mask"]
-        decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
-        reading = read_answers(model, *source, decoder_ids)
         for name, router in routers.items():
             with routed_by(model, router):
-                said = judge(model, reading, decoder_ids, model.config.router_threshold, padding)
-            passes[name].append(said)
+                passes[name].append(judge(model, reading, decoder_ids, threshold, padding, inputs))
         sources.append(
             {
-                "gate logit": said.gate_logit,
+                "gate logit": passes["router"][-1].gate_logit,
                 "source length": reading.scalars[0],
                 "source domain": reading.scalars[1],
                 "first token's entropy": seen[:, 0, 1],
@@ -90,7 +98,7 @@ def gold_pass(
     longest = max(e.shape[1] for e in ended)
     on_device = [e.to(device) for e in ended]
     return GoldPass(
-        {name: torch.cat([pad_to(x, longest, 0.0) for x in values]) for name, values in log_p.items()},
+        {name: torch.cat([pad_to(x, longest, 0.0) for x in values]) for name, values in log_p.items() if values},
         torch.cat([pad_to(e, longest, True) for e in ended]),
         {name: Unrolled(said, on_device) for name, said in passes.items()},
         {name: torch.cat([s[name].float().cpu() for s in sources]).numpy() for name in sources[0]},

@@ -80,8 +80,9 @@ def training_combinations(concept: Concept) -> dict[int, list[tuple[str, ...]]]:
     """The aspects, pairs and triples of aspects that no held-out split asks for; size -> combinations."""
     pairs = plan(concept, held_out=False).pairs["train"]
     free = set(pairs)
-    triples = [t for t in combinations(concept.aspects, 3) if all(pair in free for pair in combinations(t, 2))]
-    return {1: [(aspect,) for aspect in concept.aspects], 2: pairs, 3: triples}
+    found: dict[int, list[tuple[str, ...]]] = {1: [(aspect,) for aspect in concept.aspects], 2: pairs}
+    found[3] = [t for t in combinations(concept.aspects, 3) if all(pair in free for pair in combinations(t, 2))]
+    return found
 
 
 def reworded_rows(concepts: list[Concept], trained: Iterable[str], each: int, seed: int) -> list[tuple[str, str]]:

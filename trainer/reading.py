@@ -28,7 +28,7 @@ def read_file(path: Path) -> Dataset:
         raise ValueError(f"{path} has no rows: it is empty.")
     if suffix in TEXT_SUFFIXES:
         check_utf8(path)
-    options = {"keep_default_na": False} if READERS[suffix] == "csv" else {}
+    options: dict[str, bool | str] = {"keep_default_na": False} if READERS[suffix] == "csv" else {}
     if suffix == ".tsv":
         options["sep"] = "\t"
     try:

@@ -11,6 +11,7 @@ from torch import nn
 from ..modeling_mambaformer.emamba_stream import head_logits, read_together
 from ..modeling_mambaformer.outputs_mambaformer import EMAMBA, ENDED, ET5
 from ..modeling_mambaformer.router import RouterState, past_of
+from ..modeling_mambaformer.router_features import RouterInputs
 from ..modeling_mambaformer.router_inputs import first_state, router_inputs, source_scalars
 from ..modeling_mambaformer.sources import Sources
 
@@ -88,18 +89,37 @@ def read_answers(
     return Reading(hidden, head_logits(emamba, hidden), at_source_end, state, scalars)
 
 
+def inputs_of(model: nn.Module, reading: Reading, decoder_input_ids: torch.Tensor) -> RouterInputs:
+    """What a router sees of a reading."""
+    inputs, _ = router_inputs(
+        model.emamba,
+        model.router,
+        model.config,
+        reading.hidden,
+        reading.logits,
+        decoder_input_ids,
+        reading.state,
+        reading.scalars,
+    )
+    return inputs
+
+
 def judge(
     model: nn.Module,
     reading: Reading,
     decoder_input_ids: torch.Tensor,
     threshold: float,
     ended: torch.Tensor | None = None,
+    inputs: RouterInputs | None = None,
 ) -> RouterPass:
-    """What `model.router` says of each position of a reading; see `run_router`."""
+    """
+    What `model.router` says of each position of a reading; see `run_router`.
+
+    Args:
+        inputs: of `inputs_of`, where several routers share them.
+    """
     router, scalars, state = model.router, reading.scalars, reading.state
-    inputs, _ = router_inputs(
-        model.emamba, router, model.config, reading.hidden, reading.logits, decoder_input_ids, state, scalars
-    )
+    inputs = inputs_of(model, reading, decoder_input_ids) if inputs is None else inputs
     encoded = router.encode(inputs)  # (B, T, H)
     expert, gap = unroll(model, encoded, state, threshold, ended)
     previous, _ = past_of(expert, state)

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run by its path: the files beside this one must not pass for top-level modules
@@ -46,12 +48,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         run, training = parse(argv, parser)
-        loaded = load_folds(run, training) if run.cross_validate else load(run, training)
+        work: Callable[[], dict]
+        if run.cross_validate:
+            work = partial(cross_validate, run, training, load_folds(run, training))
+        else:
+            work = partial(train, run, training, load(run, training))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        report = (cross_validate if run.cross_validate else train)(run, training, loaded)
+        report = work()
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE

@@ -247,9 +247,9 @@ def train_stage(
     if resume and finished.is_dir():
         prepare_stage(model, args)
         load_trainable(model, finished)
-        figures = json.loads((finished / "figures.json").read_text(encoding="utf-8"))
-        model.config.router_threshold = figures.get("router_threshold", model.config.router_threshold)
-        return figures
+        earlier = json.loads((finished / "figures.json").read_text(encoding="utf-8"))
+        model.config.router_threshold = earlier.get("router_threshold", model.config.router_threshold)
+        return earlier
     trainer = MambaFormerTrainer(
         model=model,
         args=args,
