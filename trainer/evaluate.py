@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rows", type=positive, default=150, metavar="N", help="questions a split (default: %(default)s)")
     add("--calibration-rows", type=positive, default=96, metavar="N", help="default: %(default)s")
     add("--calibration-seed", type=int, default=0, help="the training run's seed, whose held-out rows are taken again")
-    add("--latency-rows", type=count, default=20, metavar="N", help="to time one by one (default: %(default)s)")
+    add("--latency-rows", type=count, default=12, metavar="N", help="to time one by one (default: %(default)s)")
     add("--baselines", nargs="+", default=["all"], choices=("all", "none", *BASELINES), help="besides both experts")
     add("--budgets", nargs="+", type=share, default=list(BUDGETS), metavar="SHARE", help="of tokens, between 0 and 1")
     add("--bert-score", default="minilm", metavar="ENCODER", help="minilm (offline), roberta-large, a folder, or none")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -203,10 +204,10 @@ def unroll_answers(
 @dataclass
 class Calibrator:
     """
-    Sets policies' thresholds for generation, on answers to validation questions.
+    Sets policies' thresholds for generation, on the answers written to some questions.
 
     Attributes:
-        rows: tokenised validation questions, and their `gold` pass. routers: of `rule_routers`.
+        rows: these questions, tokenised, and their `gold` pass. routers: of `rule_routers`.
         costs: in milliseconds. gates: the sequence gate's threshold by budget.
     """
 
@@ -220,7 +221,7 @@ class Calibrator:
     batch_size: int
 
     def write(self, policy: Policy) -> Answers:
-        """Answers of `policy` to the validation questions."""
+        """Answers of `policy` to these questions."""
         return write_answers(self.model, self.tokenizer, self.rows, policy, self.batch_size, self.gold.source)
 
     def unroll(self, answers: Answers, name: str) -> Unrolled:
@@ -228,51 +229,70 @@ class Calibrator:
         arguments = self.model, self.tokenizer, self.rows, answers, self.routers[name], self.batch_size
         return unroll_answers(*arguments)
 
-    def policies(
-        self, budgets: list[float], main: float, wanted: set[str], say: Callable[[str], None]
-    ) -> list[Policy]:
-        """All policies that are `wanted` by name; `main` is the budget whose cost the others are made to meet."""
-        model = self.model
+    def policies(self, budgets: list[float], main: float, wanted: set[str]) -> tuple[list[Policy], SequenceRule]:
+        """
+        The policies that are calibrated to a share of the tokens, of those `wanted` by name, and the best rule by
+        sequence for what the model spends here. `main` is the share of the rules.
+        """
         shipped = Policy("mambaformer", "MambaFormer, as it comes")
         chosen = [Policy("emamba", "EMamba alone", "emamba"), Policy("et5", "ET5 alone", "et5"), shipped]
-        say("calibrating on validation answers")
         answers = self.write(shipped)
-        spent = float(answers.cost(self.costs).mean())
-        unrolled = self.unroll(answers, "router")
-        if "budgets" in wanted:
-            for budget in budgets:
-                gate = self.gates[budget]
-                threshold = unrolled.threshold_for(model, budget, gate)
-                label = f"MambaFormer at {100 * budget:g} %, no cap"
-                name = f"mambaformer_{100 * budget:g}"
-                chosen.append(Policy(name, label, "auto", self.routers["router"], threshold, gate))
+        for budget in budgets if "budgets" in wanted else ():
+            gate = self.gates[budget]
+            threshold = self.threshold(answers, "router", partial(self.for_share, budget, gate), gate)
+            label = f"MambaFormer at {100 * budget:g} %, no cap"
+            name = f"mambaformer_{100 * budget:g}"
+            chosen.append(Policy(name, label, "auto", self.routers["router"], threshold, gate))
         if "confidence" in wanted:
-            threshold = self.threshold(answers, "confidence", lambda u: u.threshold_for(model, main))
+            threshold = self.threshold(answers, "confidence", partial(self.for_share, main, None))
             label = f"confidence rule, {100 * main:g} % of tokens"
             chosen.append(Policy("confidence", label, "auto", self.routers["confidence"], threshold))
-            threshold = self.threshold(
-                answers, "confidence", lambda u: threshold_for_cost(model, u, self.costs, spent)
-            )
-            label = "confidence rule, equal cost"
-            chosen.append(Policy("confidence_cost", label, "auto", self.routers["confidence"], threshold))
-        if "random" in wanted:
-            random = self.unroll(answers, "random")
-            with routed_by(model, self.routers["random"]):
-                threshold = threshold_for_cost(model, random, self.costs, spent)
-            chosen.append(Policy("random_cost", "random, equal cost", "auto", self.routers["random"], threshold))
-        if "sequence" in wanted:
-            tokens = answers.counts["tokens"]
-            whole = self.costs.encoder + tokens * (self.costs.once + self.costs.token)
-            rule = best_sequence_rule(self.gold, whole, spent)
-            chosen.append(Policy("sequence_cost", "choice by sequence, equal cost", sequence=rule))
         if "soft" in wanted:
             chosen.append(Policy("soft", "soft mixture of both", "soft"))
+        return chosen, best_sequence_rule(self.gold, self.whole_cost(answers), self.spent(answers))
+
+    def equal_cost(self, answers: Answers, wanted: set[str], like: SequenceRule) -> list[Policy]:
+        """
+        The rules, set so that ET5 costs in them what it costs in `answers`, the model's own to these questions. No
+        reference is needed for it.
+
+        Args:
+            like: the rule by sequence whose feature is used.
+        """
+        spent = self.spent(answers)
+        chosen = []
+        for name, label in (("confidence", "confidence rule, equal cost"), ("random", "random, equal cost")):
+            if name in wanted:
+                threshold = self.threshold(answers, name, partial(self.for_cost, spent))
+                chosen.append(Policy(f"{name}_cost", label, "auto", self.routers[name], threshold))
+        if "sequence" in wanted:
+            rule = best_sequence_rule(self.gold, self.whole_cost(answers), spent, like)
+            chosen.append(Policy("sequence_cost", "choice by sequence, equal cost", sequence=rule))
         return chosen
 
-    def threshold(self, answers: Answers, name: str, find: Callable[[Unrolled], float]) -> float:
-        """A rule's threshold on the answers that it writes itself at the threshold found on the model's answers."""
-        with routed_by(self.model, self.routers[name]):
+    def spent(self, answers: Answers) -> float:
+        """Mean milliseconds of ET5 an answer."""
+        return float(answers.cost(self.costs).mean())
+
+    def whole_cost(self, answers: Answers) -> np.ndarray:
+        """Milliseconds that each answer would cost if ET5 wrote all of it, `(n,)`."""
+        return self.costs.encoder + answers.counts["tokens"] * (self.costs.once + self.costs.token)
+
+    def for_share(self, share: float, gate_threshold: float | None, unrolled: Unrolled) -> float:
+        """The threshold at which the router in the model's place has this share of the tokens."""
+        return unrolled.threshold_for(self.model, share, gate_threshold)
+
+    def for_cost(self, budget: float, unrolled: Unrolled) -> float:
+        """The threshold at which the router in the model's place spends `budget` milliseconds an answer."""
+        return threshold_for_cost(self.model, unrolled, self.costs, budget)
+
+    def threshold(
+        self, answers: Answers, name: str, find: Callable[[Unrolled], float], gate_threshold: float | None = None
+    ) -> float:
+        """The threshold of the router `name` on the answers that it writes at the threshold found on `answers`."""
+        router = self.routers[name]
+        with routed_by(self.model, router):
             first = find(self.unroll(answers, name))
-        written = self.write(Policy(name, name, "auto", self.routers[name], first))
-        with routed_by(self.model, self.routers[name]):
+        written = self.write(Policy(name, name, "auto", router, first, gate_threshold))
+        with routed_by(self.model, router):
             return find(self.unroll(written, name))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
@@ -16,7 +16,7 @@ from .costs import measure_costs
 from .data import Collator
 from .decisions import decision_of, score_decisions
 from .evaluation_data import Questions
-from .evaluation_generation import Answers, Calibrator, Policy, time_answers, write_answers
+from .evaluation_generation import Answers, Calibrator, Policy, time_answers
 from .evaluation_gold import GoldPass, gold_pass
 from .evaluation_likelihood import calibrate_gates, calibrate_rules, compare_likelihoods, router_quality
 from .evaluation_policies import milliseconds, rule_routers
@@ -86,7 +86,8 @@ def evaluate(
     gates = calibrate_gates(model, gold, relative)
     rules = calibrate_rules(model, gold, routers, gates, main, costs)
     calibrator = Calibrator(model, tokenizer, validation.tokens, gold, routers, costs, gates, batch_size)
-    policies = calibrator.policies(budgets, main, wanted, say)
+    say("calibrating on validation answers")
+    fixed, like = calibrator.policies(budgets, main, wanted)
 
     found = Evaluation()
     per_split: dict[str, dict] = {}
@@ -99,10 +100,15 @@ def evaluate(
         found.arrays |= {f"{name}/gold/{key}": values for key, values in arrays.items()}
         found.arrays |= gold_arrays(name, here)
         quality = router_quality(model, gold, here, main, relative[main])
+        writer = replace(calibrator, rows=questions.tokens, gold=here)
         answers = {}
-        for policy in policies:
+        for policy in fixed:
             say(f"{name}: answers by {policy.label}")
-            answers[policy.name] = write_answers(model, tokenizer, questions.tokens, policy, batch_size, here.source)
+            answers[policy.name] = writer.write(policy)
+        say(f"{name}: answers by the rules at equal cost")
+        equal = writer.equal_cost(answers["mambaformer"], wanted, like)
+        answers |= {policy.name: writer.write(policy) for policy in equal}
+        policies = fixed + equal
         say(f"{name}: scoring")
         scores = score_each(answers, list(questions.texts["answer"]), scorer)
         timed = [policy for policy in policies if policy.name in TIMED]
