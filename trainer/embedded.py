@@ -4,9 +4,9 @@ Make the embedded default again, from text to the folder that the package ships.
 
     python -m mambaformer.trainer.embedded [--out mambaformer/embedded]
 
-Tokenizer and token store first; then both experts side by side, one core each; then adapters, router and thresholds
-(`run.py`). Everything lies under `runs/`, and a command given again goes on where it was stopped. Pretraining ends by
-the clock: on another machine the same command sees more or fewer tokens.
+Tokenizer and token store first; then both experts side by side, one core each; then the router's questions, adapters,
+router and thresholds (`run.py`). Everything lies under `runs/`, and a command given again goes on where it was
+stopped. Pretraining ends by the clock: on another machine the same command sees more or fewer tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 PRETRAINING = Path("runs/embedded_pretrain")
+ROUTER_QUESTIONS = Path("runs/router_questions")
+OVERRIDES = {
+    "et5": (),
+    "emamba": ("--weight_dental", "0.80", "--weight_context", "0.13", "--weight_recall", "0.02"),
+}
+"""What each expert's configuration changes: a state of fixed size gains little from exercises in copying."""
 
 
 def command(module: str, *arguments: str) -> None:
@@ -41,8 +47,10 @@ def main() -> None:
         pretrain("--stage", "data")
     experts = [name for name in ("et5", "emamba") if not (PRETRAINING / name / "config.json").is_file()]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for finished in [pool.submit(pretrain, "--expert", name) for name in experts]:
+        for finished in [pool.submit(pretrain, "--expert", name, *OVERRIDES[name]) for name in experts]:
             finished.result()
+    if not (ROUTER_QUESTIONS / "distil.jsonl").is_file():
+        command("router_questions", str(ROUTER_QUESTIONS))
     command("run", str(CONFIGS / "dental_embedded.yaml"), "--resume", "true")
     shutil.copytree("runs/dental_embedded/model", out, dirs_exist_ok=True)
     print(f"saved: {out}")

@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", default="dental_qa", metavar="DATA", help="dental_qa, a file, PubMedQA's, a Hub id")
     add("--splits", nargs="+", default=["test_phrasing", "test_concept", "test_long"], metavar="SPLIT")
     add("--validation", default="validation", metavar="SPLIT", help="to calibrate on (default: %(default)s)")
+    add("--calibration-data", metavar="DATA", help="where it is another data set (default: --data)")
     add("--rows", type=positive, default=150, metavar="N", help="questions a split (default: %(default)s)")
     add("--calibration-rows", type=positive, default=96, metavar="N", help="default: %(default)s")
     add("--calibration-seed", type=int, default=0, help="the training run's seed, whose held-out rows are taken again")
@@ -144,8 +145,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load_model(arguments.model)
         lengths = model.config.max_source_length, model.config.max_target_length
+        calibrating = arguments.calibration_data or arguments.data
         held_out = arguments.calibration_rows, arguments.calibration_seed
-        validation = calibration_questions(arguments.data, arguments.validation, tokenizer, *held_out, lengths)
+        validation = calibration_questions(calibrating, arguments.validation, tokenizer, *held_out, lengths)
         splits = [
             load_questions(arguments.data, name, tokenizer, arguments.rows, arguments.seed, lengths)
             for name in dict.fromkeys(arguments.splits)

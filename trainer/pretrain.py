@@ -42,6 +42,7 @@ from ..tokenizer.source_format import format_source
 from ..tokenizer.tokenization_mambaformer import MambaFormerTokenizer
 from .checkpoints import last_whole_checkpoint
 from .finite import EXIT_CODE, FiniteLossMixin, NonFiniteLoss
+from .induction_init import initialise_induction
 from .pretrain_data import (
     GROUPS,
     IGNORE,
@@ -55,8 +56,8 @@ from .pretrain_data import (
 )
 from .pretrain_loss import fuse_activations, pretraining_loss, token_shares
 from .pretrain_probe import COLLATE, EXPERTS, JsonlLog, ProbeCallback
-from .pretrain_questions import reworded_rows
-from .pretrain_tasks import recall_examples, split_sentences
+from .pretrain_questions import reworded_contexts, reworded_rows
+from .pretrain_tasks import RECALL_SHARES, recall_examples, split_sentences
 from .train_tokenizer import train_tokenizer
 
 
@@ -81,7 +82,8 @@ class PretrainArguments:
     vocab_size: int = 8000
     max_source_tokens: int = 320
     max_target_tokens: int = 96
-    max_context_words: int = field(default=150, metadata={"help": "Contexts are cut to a window of that many words."})
+    max_context_words: int = field(default=150, metadata={"help": "Contexts have at most about so many words."})
+    context_rows: int = field(default=0, metadata={"help": "Random questions with a passage that answers them."})
     medquad_rows: int = field(default=4000, metadata={"help": "At most so many MedQuAD openings."})
     recall_rows: int = field(default=20000, metadata={"help": "How many recall pairs to generate."})
     weight_dental: float = field(default=0.45, metadata={"help": "Share of tokens: closed-book questions."})
@@ -96,6 +98,7 @@ class PretrainArguments:
     et5_heads: int = 4
     et5_d_kv: int = 64
     et5_dropout: float = 0.0
+    et5_induction: bool = field(default=False, metadata={"help": "Begin with heads that copy (induction_init)."})
     emamba_hidden_size: int = 256
     emamba_layers: int = 6
     emamba_state_size: int = 16
@@ -158,6 +161,10 @@ def prepare_data(arguments: PretrainArguments) -> None:
         trained = {row["concept"] for row in train}
         reworded = reworded_rows(load_concepts()[0], trained, arguments.rewordings, arguments.seed)
         examples += [Example(format_source(question), answer, "dental") for question, answer in reworded]
+    if arguments.context_rows:
+        limits = arguments.context_rows, arguments.max_context_words
+        asked = reworded_contexts(load_concepts()[0], {row["concept"] for row in train}, *limits, arguments.seed)
+        examples += [Example(format_source(question, text), answer, "context") for question, text, answer in asked]
     medquad = read_medquad(arguments.medquad)[: arguments.medquad_rows] if arguments.medquad else []
     examples += medquad_examples(medquad, arguments.seed)
 
@@ -165,7 +172,7 @@ def prepare_data(arguments: PretrainArguments) -> None:
     sentences = sorted({s for answer in text for s in split_sentences(answer) if 4 <= len(s.split()) <= 30})
     random.Random(arguments.seed).shuffle(sentences)
     held_out = max(len(sentences) // 20, 8)  # sentences of the probes are never in a training passage
-    recall = recall_examples(sentences[held_out:], arguments.recall_rows, arguments.seed)
+    recall = recall_examples(sentences[held_out:], arguments.recall_rows, arguments.seed, RECALL_SHARES)
     examples += [example for _, example in recall]
     probes = probe_set(sentences[:held_out], arguments.probe_rows, arguments.seed + 1)
 
@@ -226,6 +233,8 @@ def build_expert(arguments: PretrainArguments, tokenizer) -> nn.Module:
         # the embeddings must be small for the head's sake, the residual stream drowns them, and training crawls.
         # It starts as a scaled copy of the embeddings, so that what is read can be written before either has moved.
         model.lm_head.weight = nn.Parameter(model.shared.weight.detach() * arguments.et5_d_model**-0.5)
+        if arguments.et5_induction:
+            initialise_induction(model, arguments.seed)
         model.generation_config = GenerationConfig(decoder_start_token_id=tokenizer.pad_token_id, **ids)
         return model
     model = MambaForCausalLM(

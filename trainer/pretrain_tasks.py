@@ -113,6 +113,8 @@ TASKS: dict[str, Callable[..., Example | None]] = {
     "lookup": lookup_value,
     "find": find_sentence,
 }
+RECALL_SHARES = {"copy": 0.1, "repeat": 0.15, "lookup": 0.3, "find": 0.45}
+"""How often each task is set; what takes longest to learn comes most often."""
 _TAKES_WORDS = frozenset({"copy", "lookup"})
 
 

@@ -50,6 +50,9 @@ class RunArguments:
     validation_dataset: str | None = field(
         default=None, metadata={"help": "Where it is another file; default dataset."}
     )
+    distil_dataset: str | None = field(
+        default=None, metadata={"help": "Where the router is distilled on another one; default dataset."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str = field(default="validation", metadata={"help": "Split to calibrate and score on."})
     distil_split: str | None = field(

@@ -37,7 +37,9 @@ def load_texts(run: RunArguments, seed: int, keep: tuple[str, ...] = ()) -> dict
         train_text = train_text.shuffle(seed=seed).select(range(run.max_train_samples))
     count = min(len(held_out), run.max_validation_samples or len(held_out))
     texts = {"train": train_text, "validation": held_out.select(range(count)), "distil": train_text}
-    if run.distil_split == run.validation_split:
+    if run.distil_dataset is not None:
+        texts["distil"] = read(run.distil_dataset, run.distil_split or run.train_split)
+    elif run.distil_split == run.validation_split:
         texts["distil"] = held_out.select(range(count, len(held_out)))
     elif run.distil_split is not None:
         texts["distil"] = read(run.dataset, run.distil_split)
