@@ -2,7 +2,7 @@
 """
 Evaluate the embedded default against every rule it must beat, and keep what README.md and model_card.md quote.
 
-    python -m mambaformer.benchmarks.evaluation [--rows 150]
+    python -m mambaformer.benchmarks.evaluation [--rows 150] [--plain runs/embedded_plain_t5/et5]
 
 Runs `mambaformer.trainer.evaluate` into `results/embedded/` and copies, into `benchmarks/results/`, one JSON file a
 table that is quoted and the figures that are shown.
@@ -21,7 +21,7 @@ from ..trainer.evaluate import main as evaluate
 from .machine import RESULTS
 
 SPLITS = ("test_phrasing", "test_concept", "test_long")
-TABLES = ("quality", "captured")
+TABLES = ("quality", "captured", "plain")
 FIGURES = ("pareto_bert_score.png", "captured.png", "reliability.png", "answers_test_phrasing.png")
 
 
@@ -29,9 +29,11 @@ def main() -> None:
     """Run, and keep tables and figures."""
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
     parser.add_argument("--rows", type=int, default=150, help="questions a split")
+    parser.add_argument("--plain", metavar="PATH", help="a plain T5 to set beside it, of embedded_plain_t5.yaml")
     parser.add_argument("--out", type=Path, default=Path("results/embedded"), help="folder of the whole evaluation")
     arguments = parser.parse_args()
     command = ["--model", str(embedded_checkpoint()), "--splits", *SPLITS, "--rows", str(arguments.rows)]
+    command += ["--plain", arguments.plain] if arguments.plain else []
     code = evaluate([*command, "--out", str(arguments.out)])
     if code:
         raise SystemExit(code)

@@ -177,7 +177,12 @@ def test_a_whole_run_writes_everything(saved, tmp_path):
     out = tmp_path / "results"
     options = ["--rows", "6", "--calibration-rows", "8", "--latency-rows", "2", "--resamples", "20"]
     argv = ["--model", str(folder), "--data", str(data), "--splits", "test", "--budgets", "0.2", "0.5", *options]
-    assert main([*argv, "--bert-score", "none", "--baselines", "all", "--out", str(out)]) == 0
+    trained = tmp_path / "run" / "distil" / "finished"
+    trained.mkdir(parents=True)
+    entries = [{"step": step, "loss": 1 / step, "lambda": 0.2, "share": 0.04} for step in (1, 2)]
+    write_jsonl(trained / "log_history.jsonl", entries)
+    argv += ["--bert-score", "none", "--baselines", "all", "--training-run", str(tmp_path / "run")]
+    assert main([*argv, "--out", str(out)]) == 0
     result = json.loads((out / "evaluation.json").read_text())
     assert {"machine", "command", "weights_sha256", "splits", "tables"} <= set(result)
     assert str(tmp_path) not in json.dumps(result)
@@ -193,7 +198,8 @@ def test_a_whole_run_writes_everything(saved, tmp_path):
     nats = -arrays["test/gold/log_p_et5"].sum() / tokens
     assert result["splits"]["test"]["likelihood"]["experts"]["et5"]["nats"]["value"] == pytest.approx(nats, rel=1e-5)
     report = (out / "evaluation.md").read_text()
-    assert "Without BERTScore" in report and "EMamba alone" in report
+    assert "Without BERTScore" in report and "EMamba alone" in report and "plain" not in report.lower()
+    assert "training_traces.png" in result["figures"]
     for name in result["figures"]:
         assert f"({name})" in report and (out / name).read_bytes().startswith(b"\x89PNG")
     assert len((out / "answers.jsonl").read_text().splitlines()) == 6
@@ -207,6 +213,7 @@ def test_a_whole_run_writes_everything(saved, tmp_path):
         ({"--data": "missing.csv"}, "missing.csv does not exist"),
         ({"--data": "dental_qa", "--splits": "test_nothing"}, "test_nothing"),
         ({"--bert-score": "/no/such/encoder"}, "/no/such/encoder"),
+        ({"--training-run": "."}, "holds no log of a training stage"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(saved, tmp_path, capsys, monkeypatch, changed, message):

@@ -21,6 +21,7 @@ from mambaformer.trainer.pretrain import (
     train,
 )
 from mambaformer.trainer.pretrain_data import (
+    GROUPS,
     IGNORE,
     MixtureBatchSampler,
     TokenStore,
@@ -242,6 +243,20 @@ def test_sampler_keeps_budget_shares_and_order(arguments):
         MixtureBatchSampler(store, {"medquad": 1.0}, 300, 1, 0)
 
 
+def test_sampler_changes_its_shares_on_the_way(arguments):
+    store = TokenStore(arguments.data_dir / "train")
+    first, later = {"dental": 0.9, "recall": 0.1}, {"dental": 0.3, "recall": 0.7}
+    options = {"tokens": 300, "steps": 300, "seed": 4, "pool": 64}
+    plain = list(MixtureBatchSampler(store, {**first, "medquad": 0.0}, **options))
+    changed = list(MixtureBatchSampler(store, first, **options, later=later, later_from=150))
+    same = next(i for i, pair in enumerate(zip(plain, changed, strict=True)) if pair[0] != pair[1])
+    assert 150 <= same < 200
+    length = store.source_lengths + store.target_lengths
+    rows = np.array([row for batch in changed[same:] for row in batch])
+    spent = np.bincount(np.asarray(store.group)[rows], weights=length[rows], minlength=5)
+    assert abs(spent[GROUPS.index("recall")] / spent.sum() - 0.7) < 0.1
+
+
 # --- loss ------------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +365,21 @@ def test_resuming_equals_not_having_stopped(arguments, expert, tmp_path):
     train(parts)
     torch.set_num_threads(threads)
     assert losses(tmp_path / "parts", expert)[8] == losses(tmp_path / "whole", expert)[8]
+
+
+def test_a_run_on_another_runs_data_leaves_them_alone(arguments, tmp_path):
+    threads = torch.get_num_threads()
+    before = {path: path.stat().st_mtime_ns for path in arguments.data_dir.rglob("*")}
+    own = {**vars(arguments), "output_dir": str(tmp_path), "data": str(arguments.data_dir)}
+    folder = train(PretrainArguments(**{**own, "max_steps": 2}))
+    torch.set_num_threads(threads)
+    assert folder == tmp_path / "et5" and (folder / "model.safetensors").is_file()
+    assert {path: path.stat().st_mtime_ns for path in arguments.data_dir.rglob("*")} == before
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(ValueError, match="which another run prepares"):
+        PretrainArguments(**{**own, "stage": "data"})
+    with pytest.raises(FileNotFoundError, match="--stage data"):
+        train(PretrainArguments(**{**own, "data": str(tmp_path / "nowhere")}))
 
 
 def test_rates_of_et5_follow_the_initial_sizes(arguments):

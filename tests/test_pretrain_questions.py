@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mambaformer.dental_qa import load_dental_qa
@@ -10,7 +12,17 @@ from mambaformer.dental_qa.loading import load_concepts
 from mambaformer.dental_qa.schema import ASPECTS
 from mambaformer.dental_qa.splitting import read_held_out
 from mambaformer.dental_qa.wording import held_out_wordings, normalised, parts, phrasings
-from mambaformer.trainer.pretrain_questions import reworded_rows, training_combinations, wordings
+from mambaformer.trainer.pretrain_questions import (
+    disguised,
+    has_article,
+    is_reserved,
+    reworded_contexts,
+    reworded_rows,
+    training_combinations,
+    wordings,
+)
+from mambaformer.trainer.pretrain_tasks import split_sentences
+from mambaformer.trainer.router_questions import write_router_questions
 
 KINDS = ("lead", "follow", "noun", "about", "full")
 
@@ -77,3 +89,60 @@ def test_a_seed_gives_the_same(concepts, trained, pairs):
     names = [concept.id for concept in trained]
     assert reworded_rows(concepts, names, 3, 0) == pairs
     assert reworded_rows(concepts, names, 3, 4) != pairs
+
+
+def test_reserved_wordings_are_kept_from_the_experts():
+    free, reserved = (set(leaves(wordings(kept))) - {"{q}"} for kept in (False, True))
+    assert free and reserved and not free & reserved
+    assert 0.08 < len(reserved) / len(free | reserved) < 0.17
+    assert all(is_reserved(text) for text in reserved) and not any(is_reserved(text) for text in free)
+    table = wordings(True)["aspects"]
+    assert all(table[aspect][kind] for aspect in table for kind in KINDS)
+
+
+def test_a_passage_holds_the_answer(concepts, trained):
+    for question, context, answer in reworded_contexts(concepts, [c.id for c in trained], 40, 200, 0):
+        passage = " ".join(context.split())
+        assert all(sentence in passage for sentence in split_sentences(answer)) and "{" not in question
+        assert len(context.split()) < 500
+
+
+def test_a_disguised_concept_keeps_its_facts_under_the_other_name(concepts):
+    known = {concept.id: concept for concept in concepts}
+    gingivitis, other = known["gingivitis"], known["dental_fluorosis"]
+    told = disguised(gingivitis, other)
+    assert told.name == other.name and told.id == "gingivitis"
+    for aspect, facts in gingivitis.facts.items():
+        for before, after in zip(facts, told.facts[aspect], strict=True):
+            assert "gingivitis" not in after.lower()
+            assert after.lower() == before.lower().replace("gingivitis", other.name.lower())
+            assert after[0].isupper()
+    assert disguised(gingivitis, gingivitis) is None
+    countable = next(concept for concept in concepts if has_article(concept) and not concept.plural)
+    assert disguised(gingivitis, countable) is None
+
+
+def test_an_article_agrees_with_the_other_name(concepts):
+    countable = [c for c in concepts if has_article(c) and not c.plural]
+    concept = next(c for c in countable if c.facts["definition"][0].startswith("A "))
+    vowel = next(c for c in countable if c.name[0] == "a" and c.facts["definition"][0].startswith("An "))
+    assert disguised(concept, vowel).facts["definition"][0].startswith(f"An {vowel.name}")
+
+
+def test_router_questions_are_new_to_the_experts_and_leak_nothing(tmp_path, concepts, trained):
+    write_router_questions(tmp_path, distil=150, validation=50)
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("distil", "validation")
+    }
+    assert {name: len(found) for name, found in rows.items()} == {"distil": 150, "validation": 50}
+    asked = {name: {row["question"] for row in found} for name, found in rows.items()}
+    assert not asked["distil"] & asked["validation"]
+    assert 0.03 < sum(bool(row["context"]) for row in rows["distil"]) / 150 < 0.2
+    experts = {question for question, _ in reworded_rows(concepts, [c.id for c in trained], 3, 0)}
+    for split in ("test_phrasing", "test_concept", "test_long"):
+        held_out = load_dental_qa(split)
+        answers, questions = set(held_out["answer"]), {q.lower() for q in held_out["question"]}
+        for row in rows["distil"] + rows["validation"]:
+            assert row["answer"] not in answers and row["question"].lower() not in questions
+            assert row["question"] not in experts

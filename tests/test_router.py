@@ -94,7 +94,7 @@ def test_past_of_equals_the_unrolled_choice(mixed, cap):
     ended = torch.zeros(rows, length, dtype=torch.bool)
     ended[2, 12:] = True
     allowed = torch.tensor([True, True, True, True, False, True])
-    expert, gap, after = mixed.router.choose(encoded, state, threshold, cap, allowed, ended)
+    expert, gap, _, after = mixed.router.choose(encoded, state, threshold, cap, allowed, ended)
     assert {0, 1} <= set(expert.flatten().tolist())
     assert torch.equal(expert == ENDED, ended)
     previous, gap_at_once = past_of(expert, state)
@@ -114,8 +114,8 @@ def test_past_of_equals_the_unrolled_choice(mixed, cap):
     last = (expert == ET5).long().flip(1).argmax(1)  # positions since the last choice of ET5
     assert torch.equal(after.since[0], last[0]) and (after.previous == (expert[:, -1] == ET5)).all()
     # and in two parts
-    first, first_gap, middle = mixed.router.choose(encoded[:, :7], state, threshold, cap, allowed, ended[:, :7])
-    second, second_gap, _ = mixed.router.choose(encoded[:, 7:], middle, threshold, cap, allowed, ended[:, 7:])
+    first, first_gap, _, middle = mixed.router.choose(encoded[:, :7], state, threshold, cap, allowed, ended[:, :7])
+    second, second_gap, _, _ = mixed.router.choose(encoded[:, 7:], middle, threshold, cap, allowed, ended[:, 7:])
     assert torch.equal(torch.cat([first, second], 1), expert)
     assert torch.equal(torch.cat([first_gap, second_gap], 1), gap)
 

@@ -31,7 +31,7 @@ def test_choices_at_once_are_those_one_after_another(judged, monkeypatch, rounds
     shares = []
     for threshold in torch.quantile(margin, torch.tensor([0.02, 0.2, 0.5, 0.7, 0.9, 0.98])).tolist():
         expert, gap = unroll(model, encoded, state, threshold, ended, allowed)
-        wanted, gaps, _ = model.router.choose(encoded, state, threshold, None, allowed, ended)
+        wanted, gaps, _, _ = model.router.choose(encoded, state, threshold, None, allowed, ended)
         assert torch.equal(expert, wanted) and torch.equal(gap, gaps)
         shares.append(float((expert == 1).float().mean()))
     assert shares[0] > 0.3 > 0.1 > shares[-1]

@@ -6,13 +6,13 @@ Score a MambaFormer and every rule it must beat, in one run.
         test_concept test_long --rows 150 --baselines all --out results/embedded
 
 Into --out go evaluation.json, evaluation.md, the figures as PNG, per_question.npz (each score of each question) and
-answers.jsonl. Thresholds come from validation questions; the test splits are only read.
+answers.jsonl. Thresholds come from validation questions; the test splits are only read. With --plain a T5 of the same
+vocabulary (trainer/configs/embedded_plain_t5.yaml makes one) answers, is scored and is timed beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import os
 import shlex
@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, metavar="PATH_OR_ID", help="folder or Hub id of a trained MambaFormer")
+    add("--plain", metavar="PATH_OR_ID", help="a plain T5 of the same vocabulary, to score and time beside it")
     add("--data", default="dental_qa", metavar="DATA", help="dental_qa, a file, PubMedQA's, a Hub id")
     add("--splits", nargs="+", default=["test_phrasing", "test_concept", "test_long"], metavar="SPLIT")
     add("--validation", default="validation", metavar="SPLIT", help="to calibrate on (default: %(default)s)")
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resamples", type=positive, default=2000, metavar="N", help="of the bootstrap (default: %(default)s)")
     add("--seed", type=int, default=0, help="of samples of questions, of random choices and of the bootstrap")
     add("--threads", type=positive, metavar="N", help="of torch (default: its own)")
+    add("--training-run", type=Path, metavar="DIR", help="output_dir of run.py, whose loss and price curves are drawn")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     return parser
 
@@ -85,40 +87,6 @@ def need_packages() -> None:
             raise ImportError(f'{name} is not installed: run `pip install "mambaformer[evaluate]"`.')
 
 
-def load_model(source: str):
-    """
-    A trained model in float32, and its tokenizer.
-
-    Raises:
-        ValueError, OSError: naming what is missing or is no MambaFormer.
-    """
-    import torch
-
-    from ..configuration.configuration_mambaformer import MambaFormerConfig
-    from ..modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
-    from ..tokenizer.tokenization_mambaformer import MambaFormerTokenizer
-
-    folder = Path(source)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise ValueError(f"--model {source!r} holds no config.json: give the folder of a saved model.")
-    if not folder.exists() and (source.count("/") > 1 or source.startswith((".", "/"))):
-        raise ValueError(f"--model {source!r} does not exist: check the path, or give a Hub id such as owner/name.")
-    kind = MambaFormerConfig.get_config_dict(source)[0].get("model_type")
-    if kind != MambaFormerConfig.model_type:
-        raise ValueError(f"--model {source!r} is a {kind!r} checkpoint, not a MambaFormer: compose and train one.")
-    model = MambaFormerForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
-    return model, MambaFormerTokenizer.from_pretrained(source)
-
-
-def weights_digest(source: str) -> str | None:
-    """SHA-256 over a folder's safetensors files in the order of their names; `None` for a Hub id."""
-    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest() if files else None
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run; returns 0, or 2 after an error that the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
@@ -135,8 +103,14 @@ def main(argv: list[str] | None = None) -> int:
 
         from .bertscore import named_scorer
         from .evaluation_data import calibration_questions, load_questions
+        from .evaluation_models import checkpoint_name, load_model, load_plain, weights_digest
 
         need_packages()
+        traces = None
+        if arguments.training_run is not None:
+            from .training_plots import read_traces
+
+            traces = read_traces(arguments.training_run)
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
         logging.set_verbosity_error()
@@ -144,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             torch.set_num_threads(arguments.threads)
         arguments.out.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load_model(arguments.model)
+        plain = load_plain(arguments.plain, tokenizer) if arguments.plain else None
         lengths = model.config.max_source_length, model.config.max_target_length
         calibrating = arguments.calibration_data or arguments.data
         held_out = arguments.calibration_rows, arguments.calibration_seed
@@ -178,11 +153,13 @@ def main(argv: list[str] | None = None) -> int:
         resamples=arguments.resamples,
         seed=arguments.seed,
         say=say,
+        plain=plain,
     )
     found.result = {
         "command": "python -m mambaformer.trainer.evaluate " + shlex.join(without_folders(argv)),
-        "model": Path(arguments.model).name if Path(arguments.model).is_dir() else arguments.model,
+        "model": checkpoint_name(arguments.model),
         "weights_sha256": weights_digest(arguments.model),
+        "plain_sha256": weights_digest(arguments.plain) if arguments.plain else None,
         "data": Path(arguments.data).name if Path(arguments.data).is_file() else arguments.data,
         "threads": torch.get_num_threads(),
         "resamples": arguments.resamples,
@@ -190,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         **found.result,
         "seconds": round(time.perf_counter() - began),
     }
-    write_files(arguments.out, found)
+    write_files(arguments.out, found, traces)
     say(f"written: {arguments.out / 'evaluation.md'}")
     return 0
 

@@ -21,15 +21,21 @@ from .evaluation_plots import (
 from .evaluation_report import METRIC_LABELS, all_tables, to_markdown
 from .evaluation_run import Evaluation
 from .evaluation_statistics import run_lengths
+from .training_plots import TRACES_FIGURE, Traces, plot_traces
 
 
-def write_files(folder: Path, found: Evaluation) -> None:
-    """Write all files of an evaluation into `folder`, which exists; figures are of MambaFormer as it comes."""
+def write_files(folder: Path, found: Evaluation, traces: Traces | None = None) -> None:
+    """
+    Write all files of an evaluation into `folder`, which exists; figures are of MambaFormer as it comes.
+
+    Args:
+        traces: what the model's training logged, to be drawn too.
+    """
     result = found.result
     runs = {split: run_lengths(answers["mambaformer"].experts) for split, answers in found.answers.items()}
     for split, (lengths, gaps) in runs.items():
         result["splits"][split]["runs"] = {"runs": lengths, "gaps": gaps}
-    figures = draw(folder, found, runs)
+    figures = draw(folder, found, runs, traces)
     result = {**result, "figures": figures, "tables": all_tables(result)}
     text = json.dumps(finite(result), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
@@ -46,7 +52,9 @@ def write_files(folder: Path, found: Evaluation) -> None:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def draw(folder: Path, found: Evaluation, runs: dict[str, tuple[list[int], list[int]]]) -> list[str]:
+def draw(
+    folder: Path, found: Evaluation, runs: dict[str, tuple[list[int], list[int]]], traces: Traces | None = None
+) -> list[str]:
     """Draw all figures; returns the names of the files."""
     splits = found.result["splits"]
     quality = {split: values["policies"] for split, values in splits.items()}
@@ -71,6 +79,8 @@ def draw(folder: Path, found: Evaluation, runs: dict[str, tuple[list[int], list[
     for split, answers in found.pieces.items():
         if answers:
             drawn.append(plot_answers(answers, folder / f"answers_{split}.png"))
+    if traces is not None:
+        drawn.append(plot_traces(traces, folder / TRACES_FIGURE))
     return [path.name for path in drawn]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerBase
 
 from ..modeling_mambaformer.outputs_mambaformer import ENDED, ET5
 from ..modeling_mambaformer.router import TokenRouter
@@ -35,6 +35,7 @@ class Policy:
         name, label: in files, and in tables. routing: of `generate`; `auto` runs `router` (`None`: as the model comes,
             with its own thresholds and its cap) at `threshold` and `gate_threshold`, without a cap.
         sequence: gives whole answers to one expert, by features of the source.
+        plain: a T5 that answers in the model's stead, through transformers' own `generate`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Policy:
     threshold: float | None = None
     gate_threshold: float | None = None
     sequence: SequenceRule | None = None
+    plain: nn.Module | None = None
 
 
 @dataclass
@@ -52,9 +54,9 @@ class Answers:
     n answers of one policy.
 
     Attributes:
-        texts, ids, experts: one an answer; ids and experts (1: ET5) without what follows the end.
+        texts, ids, experts: one an answer; ids and experts (1: ET5, -1: neither) without what follows the end.
         counts: by `tokens`, `et5` (written by ET5), `passes`, `caught_up` (positions that ET5 computed), and
-            `encoder_calls`, `(n,)` float each.
+            `encoder_calls`, `(n,)` float each; NaN where there is no ET5.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -70,6 +72,9 @@ class Answers:
 
 
 COUNTS = ("tokens", "et5", "passes", "caught_up", "encoder_calls")
+PLAIN = "plain_t5"
+"""Name of the policy by which a plain T5 answers."""
+NEITHER = -1
 
 
 @torch.no_grad()
@@ -102,7 +107,7 @@ def write_answers(
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 batch = collator([rows[i] for i in chosen])
-                for row, answer in zip(chosen, generate(model, batch, routing, max_new_tokens), strict=True):
+                for row, answer in zip(chosen, ask(model, policy, batch, routing, max_new_tokens), strict=True):
                     found[row] = answer
     ids, experts, counts = zip(*found, strict=True)
     texts = [text.strip() for text in tokenizer.batch_decode([x.tolist() for x in ids], skip_special_tokens=True)]
@@ -116,10 +121,43 @@ def settings(model: nn.Module, policy: Policy):
     return routed_by(model, policy.router, policy.threshold, policy.gate_threshold)
 
 
-def generate(
-    model: nn.Module, batch: dict[str, torch.Tensor], routing: str, max_new_tokens: int | None
+def ask(
+    model: nn.Module, policy: Policy, batch: dict[str, torch.Tensor], routing: str, max_new_tokens: int | None
 ) -> list[tuple]:
     """One batch: for each row its ids, its experts, and the numbers of `COUNTS`."""
+    longest = max_new_tokens or model.config.max_target_length
+    if policy.plain is None:
+        return generate(model, batch, routing, longest)
+    nothing = [float("nan")] * (len(COUNTS) - 1)
+    return [(ids, np.full(len(ids), NEITHER), [len(ids), *nothing]) for ids in ask_plain(policy.plain, batch, longest)]
+
+
+def ask_plain(plain: nn.Module, batch: dict[str, torch.Tensor], max_new_tokens: int) -> list[np.ndarray]:
+    """
+    Greedy answers of an encoder-decoder of transformers to one batch, with its cache of keys and values.
+
+    Returns:
+        for each row its ids, `(T,)` int64, without the start, up to the end-of-sequence token.
+    """
+    device = next(plain.parameters()).device
+    output = plain.generate(
+        input_ids=batch["input_ids"].to(device),
+        attention_mask=batch["attention_mask"].to(device),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        use_cache=True,  # a trained checkpoint's configuration may say no
+        # transformers makes as many layers as the encoder has; these grow with the decoder's.
+        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+    )
+    ids = output[:, 1:].cpu()  # (B, T)
+    end = torch.tensor(plain.generation_config.eos_token_id).flatten()
+    before = torch.isin(ids, end).cumsum(1) - torch.isin(ids, end).long()  # ends before each position
+    return [row[passed == 0].numpy() for row, passed in zip(ids, before, strict=True)]
+
+
+def generate(model: nn.Module, batch: dict[str, torch.Tensor], routing: str, max_new_tokens: int) -> list[tuple]:
+    """What `ask` returns, by the model itself."""
     device = next(model.parameters()).device
     output = model.generate(
         input_ids=batch["input_ids"].to(device),
@@ -127,7 +165,7 @@ def generate(
         routing=routing,
         do_sample=False,
         num_beams=1,
-        max_new_tokens=max_new_tokens or model.config.max_target_length,
+        max_new_tokens=max_new_tokens,
         return_dict_in_generate=True,
     )
     trace = output.route_trace
@@ -167,7 +205,7 @@ def time_answers(
                 routing = "et5" if policy.sequence.chosen(own)[0] else "emamba"
             with torch.no_grad(), settings(model, policy):
                 start = time.perf_counter()
-                ((ids, *_),) = generate(model, batch, routing, max_new_tokens)
+                ((ids, *_),) = ask(model, policy, batch, routing, max_new_tokens)
                 seconds = time.perf_counter() - start
             if turn:
                 times[policy.name]["seconds"].append(seconds)

@@ -138,6 +138,12 @@ def best_tokens(delta: torch.Tensor, ended: torch.Tensor, count: int) -> torch.T
     return choice.view_as(delta).masked_fill(ended, -1)
 
 
+def switches(expert: torch.Tensor) -> torch.Tensor:
+    """How often each answer changes between the experts, `(N,)` long, from choices `(N, L)`, -1 where ended."""
+    changed = (expert[:, 1:] != expert[:, :-1]) & (expert[:, 1:] >= 0)  # (N, L - 1)
+    return changed.sum(1)
+
+
 @torch.no_grad()
 def compare_likelihoods(
     model: nn.Module,
@@ -185,6 +191,7 @@ def compare_likelihoods(
             "matched": rule.matched,
             "share": routed / tokens.sum(),
             "called": float((expert == 1).any(1).float().mean()),
+            "switches": float(switches(expert).float().mean()),
             "cost_ms": float(costs.of_sequence(expert, gap).mean()),
             "gain": bootstrap.ratio(gain, tokens),
             "captured": bootstrap.ratio(gain, best),

@@ -24,6 +24,7 @@ STYLES = {
     "random_cost": (GREY, "x"),
     "sequence_cost": ("#8f5da2", "D"),
     "soft": ("#4d4d4d", "P"),
+    "plain_t5": ("#b5179e", ""),
 }
 DPI = 150
 
@@ -72,7 +73,8 @@ def add_legend(figure: Any, handles: dict[str, Any], count: int) -> None:
 
 def plot_pareto(splits: dict[str, dict], metric: str, metric_label: str, path: Path, note: str = "") -> Path:
     """
-    Quality against ET5's cost, one panel a split.
+    Quality against ET5's cost, one panel a split. Who calls no ET5 at all, a plain T5, has no place on this axis: its
+    quality is a line across the panel, with its time an answer in words.
 
     Args:
         splits: by name, rows of the quality table with `policy`, `label`, `cost_ms` and `scores[metric]` intervals.
@@ -83,7 +85,11 @@ def plot_pareto(splits: dict[str, dict], metric: str, metric_label: str, path: P
     for axis, (split, rows) in zip(axes, splits.items(), strict=True):
         curve = [r for r in rows.values() if r["policy"].startswith("mambaformer_")]
         curve.sort(key=lambda r: r["cost_ms"])
-        for row in [*(r for r in rows.values() if r["policy"] in STYLES), *curve]:
+        placed = [r for r in rows.values() if not np.isnan(r["cost_ms"])]
+        for row in rows.values():
+            if np.isnan(row["cost_ms"]):
+                handles.setdefault(f"{row['label']} (not on this axis)", draw_level(axis, row, metric))
+        for row in [*(r for r in placed if r["policy"] in STYLES), *curve]:
             colour, marker = STYLES.get(row["policy"], (OWN_COLOUR, "o"))
             score = row["scores"][metric]
             bars = [[score["value"] - score["low"]], [score["high"] - score["value"]]]
@@ -109,7 +115,7 @@ def plot_pareto(splits: dict[str, dict], metric: str, metric_label: str, path: P
         for name, colour in (("emamba", EMAMBA_COLOUR), ("et5", ET5_COLOUR)):
             if name in rows:
                 axis.axhline(rows[name]["scores"][metric]["value"], color=colour, linewidth=0.8, linestyle=":")
-        dearest = max(row["cost_ms"] for row in rows.values())
+        dearest = max(row["cost_ms"] for row in placed)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xlim(-0.2, 2 * max(1.0, dearest))
         ticks = [0, *(10**power for power in range(5) if 10**power <= 2 * dearest)]
@@ -122,6 +128,18 @@ def plot_pareto(splits: dict[str, dict], metric: str, metric_label: str, path: P
         figure.suptitle(note, fontsize=9)
     add_legend(figure, handles, len(axes))
     return save(figure, path)
+
+
+def draw_level(axis: Any, row: dict, metric: str) -> Any:
+    """A row's score as a line across `axis`, its interval as a band, and its time beside MambaFormer's in words."""
+    colour, _ = STYLES[row["policy"]]
+    score = row["scores"][metric]
+    axis.axhspan(score["low"], score["high"], color=colour, alpha=0.07, linewidth=0)
+    if "latency" in row:
+        times = f"{row['label']}: {row['latency']['of_mambaformer']:.1f} × MambaFormer's time"
+        place = axis.get_yaxis_transform()  # across: share of the panel; up: the score
+        axis.text(0.1, score["value"], times, transform=place, color=colour, fontsize=7, va="bottom")
+    return axis.axhline(score["value"], color=colour, linewidth=1.1, linestyle="--")
 
 
 def plot_captured(splits: dict[str, list[dict]], path: Path) -> Path:

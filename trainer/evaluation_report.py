@@ -26,6 +26,12 @@ RULE_LABELS = {
     "informed": "both distributions seen, answer not",
     "oracle": "oracle",
 }
+TIMES = (
+    ("Median ms an answer", 1000, 0, "median"),
+    ("p95 ms an answer", 1000, 0, "p95"),
+    ("Tokens an answer, of those timed", 1, 1, "tokens"),
+)
+"""Label, factor, digits and key of what a row's `latency` says."""
 EXPERT_LABELS = {
     "emamba": "EMamba",
     "et5": "ET5",
@@ -37,6 +43,11 @@ EXPERT_LABELS = {
 def number(value: float, digits: int = 3) -> str:
     """A figure, or a dash where there is none."""
     return "–" if value != value else f"{value:.{digits}f}"
+
+
+def percent(value: float) -> str:
+    """A share with one digit, or a dash where there is none."""
+    return "–" if value != value else f"{value:.1%}"
 
 
 def span(interval: Interval, digits: int = 3) -> str:
@@ -56,7 +67,7 @@ def quality_table(split: str, found: dict, scorer: str | None) -> Table:
     work = ["ET5 share", "Passes", "Caught up", "Encoder runs", "ET5 ms", "Median ms", "p95 ms", "Tokens/s"]
     rows = []
     for row in found["policies"].values():
-        line = [row["label"], *(span(row["scores"][m]) for m in metrics), f"{row['et5_share']:.1%}"]
+        line = [row["label"], *(span(row["scores"][m]) for m in metrics), percent(row["et5_share"])]
         line += [number(row[k], 2) for k in ("passes", "caught_up", "encoder_calls")] + [number(row["cost_ms"], 1)]
         latency = row.get("latency")
         if latency:
@@ -68,6 +79,31 @@ def quality_table(split: str, found: dict, scorer: str | None) -> Table:
     return {
         "title": f"Answers to {found['questions']} questions of {split}",
         "columns": ["Answers by", *(heading(m, scorer) for m in metrics), *work],
+        "rows": rows,
+    }
+
+
+def plain_table(split: str, found: dict, scorer: str | None, parameters: dict[str, int]) -> Table | None:
+    """MambaFormer and a plain T5 side by side, or `None` where no plain T5 answered."""
+    policies = found["policies"]
+    if "plain_t5" not in policies:
+        return None
+    own, plain = policies["mambaformer"], policies["plain_t5"]
+    less = plain["mambaformer_less_this"]
+    rows = [
+        [heading(metric, scorer), span(own["scores"][metric]), span(plain["scores"][metric]), span(less[metric], 4)]
+        for metric in METRIC_LABELS
+        if metric in less
+    ]
+    sizes = parameters["mambaformer"], parameters["plain_t5"]
+    rows.append(["Parameters", *(f"{size:,}" for size in sizes), f"{sizes[1] / sizes[0]:.2f} ×"])
+    if "latency" in plain:
+        for label, scale, digits, key in TIMES:
+            pair = own["latency"][key], plain["latency"][key]
+            rows.append([label, *(number(scale * value, digits) for value in pair), f"{pair[1] / pair[0]:.2f} ×"])
+    return {
+        "title": f"MambaFormer beside a plain T5 on {split}",
+        "columns": ["", own["label"], plain["label"], "MambaFormer less plain T5, or plain T5's multiple"],
         "rows": rows,
     }
 
@@ -187,6 +223,9 @@ def all_tables(result: dict) -> dict[str, Table]:
     tables: dict[str, Table] = {"perplexity": expert_table(result["splits"])}
     for split, found in result["splits"].items():
         tables[f"quality_{split}"] = quality_table(split, found, result["bert_score_model"])
+        beside = plain_table(split, found, result["bert_score_model"], result["parameters"])
+        if beside is not None:
+            tables[f"plain_{split}"] = beside
         tables[f"differences_{split}"] = difference_table(split, found, result["bert_score_model"])
         tables[f"likelihood_{split}"] = likelihood_table(split, found, result["budget"], True)
         tables[f"likelihood_validation_{split}"] = likelihood_table(split, found, result["budget"], False)
@@ -223,6 +262,12 @@ def to_markdown(result: dict, figures: Iterable[str]) -> str:
         f'{result["latency_rows"]} questions a split, one at a time. "Equal cost" means: set so '
         "that ET5 costs on the split's own answers what it costs in MambaFormer's, which takes no reference.\n",
     ]
+    if "plain_t5" in result["parameters"]:
+        digest = f", weights sha256 {result['plain_sha256'][:16]}…" if result["plain_sha256"] else ""
+        head.append(
+            f"The plain T5{digest} answers through transformers' own generate: the same sources in batches of the "
+            "same size, the same limits, and its turn at each timed question. No ET5 is called for it.\n"
+        )
     body = [markdown_table(table) for table in all_tables(result).values()]
     pictures = [f"![{name.removesuffix('.png')}]({name})\n" for name in figures]
     return "\n".join([*head, *body, *pictures])

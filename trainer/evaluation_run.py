@@ -16,7 +16,7 @@ from .costs import measure_costs
 from .data import Collator
 from .decisions import decision_of, score_decisions
 from .evaluation_data import Questions
-from .evaluation_generation import Answers, Calibrator, Policy, time_answers
+from .evaluation_generation import PLAIN, Answers, Calibrator, Policy, time_answers
 from .evaluation_gold import GoldPass, gold_pass
 from .evaluation_likelihood import calibrate_gates, calibrate_rules, compare_likelihoods, router_quality
 from .evaluation_policies import milliseconds, rule_routers
@@ -25,7 +25,7 @@ from .machine import describe_machine
 from .metrics import METRICS_EACH
 from .utility import CallCosts
 
-TIMED = ("emamba", "et5", "mambaformer", "confidence_cost", "random_cost", "sequence_cost", "soft")
+TIMED = ("emamba", "et5", "mambaformer", "confidence_cost", "random_cost", "sequence_cost", "soft", PLAIN)
 """Policies whose latency is measured."""
 KEPT_ANSWERS = 6
 
@@ -60,6 +60,7 @@ def evaluate(
     resamples: int = 2000,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    plain: nn.Module | None = None,
 ) -> Evaluation:
     """
     Evaluate `model`, which is left as it was.
@@ -68,6 +69,7 @@ def evaluate(
         validation: thresholds of all policies come from these. splits: to score on.
         budgets: shares of tokens; the model's own is added. wanted: which of `evaluate.BASELINES` write answers.
         latency_rows: questions of each split that are timed one by one.
+        plain: a T5 of the same vocabulary that answers the same questions beside it.
     """
     config = model.config
     main = config.expert_budget
@@ -88,6 +90,7 @@ def evaluate(
     calibrator = Calibrator(model, tokenizer, validation.tokens, gold, routers, costs, gates, batch_size)
     say("calibrating on validation answers")
     fixed, like = calibrator.policies(budgets, main, wanted)
+    beside = [] if plain is None else [Policy(PLAIN, "plain T5", plain=plain)]
 
     found = Evaluation()
     per_split: dict[str, dict] = {}
@@ -102,13 +105,13 @@ def evaluate(
         quality = router_quality(model, gold, here, main, relative[main])
         writer = replace(calibrator, rows=questions.tokens, gold=here)
         answers = {}
-        for policy in fixed:
+        for policy in fixed + beside:
             say(f"{name}: answers by {policy.label}")
             answers[policy.name] = writer.write(policy)
         say(f"{name}: answers by the rules at equal cost")
         equal = writer.equal_cost(answers["mambaformer"], wanted, like)
         answers |= {policy.name: writer.write(policy) for policy in equal}
-        policies = fixed + equal
+        policies = fixed + equal + beside
         say(f"{name}: scoring")
         scores = score_each(answers, list(questions.texts["answer"]), scorer)
         timed = [policy for policy in policies if policy.name in TIMED]
@@ -140,10 +143,17 @@ def evaluate(
         "seed": seed,
         "budget": main,
         "cost_table": table,
+        "parameters": {"mambaformer": count_parameters(model)}
+        | {policy.name: count_parameters(policy.plain) for policy in beside},
         "calibration_rows": len(validation),
         "splits": per_split,
     }
     return found
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers a model holds that training can move, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def score_each(
@@ -192,8 +202,12 @@ def describe(
             "questions": len(seconds),
             "median": float(np.median(seconds)),
             "p95": float(np.percentile(seconds, 95)),
+            "tokens": float(tokens.mean()),
             "tokens_per_second": float(tokens.sum() / seconds.sum()),
-            "of_emamba": float(np.median(seconds) / np.median(times["emamba"]["seconds"])),
+            **{
+                f"of_{other}": float(np.median(seconds) / np.median(times[other]["seconds"]))
+                for other in ("emamba", "mambaformer")
+            },
         }
     return row
 

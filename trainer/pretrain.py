@@ -66,6 +66,7 @@ class PretrainArguments:
     """Everything that a pretraining run depends on; see `configs/embedded_pretrain.yaml` for the shipped values."""
 
     output_dir: str = field(metadata={"help": "Folder of the run: data/, et5/, emamba/ and their logs."})
+    data: str = field(default="", metadata={"help": "The data/ folder of another run; empty: output_dir's."})
     dental_qa: str = field(default="dental_qa/data", metadata={"help": "Folder of DentalQA's splits."})
     medquad: str = field(default="", metadata={"help": "MedQuAD as .jsonl or .jsonl.xz; empty leaves it out."})
     stage: str = field(default="train", metadata={"help": "data (tokenizer and token store) or train."})
@@ -91,6 +92,11 @@ class PretrainArguments:
     weight_context: float = field(default=0.15, metadata={"help": "Share of tokens: questions with a context."})
     weight_medquad: float = field(default=0.10, metadata={"help": "Share of tokens: MedQuAD."})
     weight_recall: float = field(default=0.17, metadata={"help": "Share of tokens: recall tasks."})
+
+    reading_from: int = field(
+        default=0, metadata={"help": "Step from which contexts and recall count `reading_factor` times; 0: never."}
+    )
+    reading_factor: float = field(default=1.0, metadata={"help": "See `reading_from`."})
 
     et5_d_model: int = 256
     et5_d_ff: int = 640
@@ -128,16 +134,24 @@ class PretrainArguments:
             raise ValueError(f"stage must be 'data' or 'train', got {self.stage!r}")
         if self.expert not in EXPERTS:
             raise ValueError(f"expert must be one of {EXPERTS}, got {self.expert!r}")
+        if self.stage == "data" and self.data:
+            raise ValueError(f"data is {self.data!r}, which another run prepares: give its own file with --stage data")
         if self.max_steps < 1 or self.batch_tokens < 1:
             raise ValueError(f"max_steps and batch_tokens must be positive, got {self.max_steps}, {self.batch_tokens}")
 
     @property
     def data_dir(self) -> Path:
-        return Path(self.output_dir) / "data"
+        return Path(self.data) if self.data else Path(self.output_dir) / "data"
 
     @property
     def weights(self) -> dict[str, float]:
         return {name: getattr(self, f"weight_{name}") for name in GROUPS}
+
+    @property
+    def later_weights(self) -> dict[str, float]:
+        """Shares of tokens from step `reading_from` on."""
+        factors = dict.fromkeys(("context", "recall"), self.reading_factor if self.reading_from else 1.0)
+        return {name: weight * factors.get(name, 1.0) for name, weight in self.weights.items()}
 
 
 def parse_arguments(argv: list[str]) -> PretrainArguments:
@@ -343,8 +357,8 @@ def train(arguments: PretrainArguments) -> Path:
     """Train one expert, resuming from its last checkpoint if there is one; returns the folder of the result."""
     torch.set_num_threads(arguments.threads)
     set_seed(arguments.seed)
-    tokenizer = MambaFormerTokenizer.from_pretrained(arguments.data_dir / "tokenizer")
     store, validation = TokenStore(arguments.data_dir / "train"), TokenStore(arguments.data_dir / "validation")
+    tokenizer = MambaFormerTokenizer.from_pretrained(arguments.data_dir / "tokenizer")
     asked = json.loads((arguments.data_dir / "probes.json").read_text(encoding="utf-8"))
     model = build_expert(arguments, tokenizer)
     if arguments.expert == "emamba":
@@ -360,7 +374,13 @@ def train(arguments: PretrainArguments) -> Path:
         arguments.eval_steps, arguments.save_minutes, arguments.max_minutes,
     )  # fmt: skip
     sampler = MixtureBatchSampler(
-        store, arguments.weights, arguments.batch_tokens, arguments.max_steps, arguments.seed
+        store,
+        arguments.weights,
+        arguments.batch_tokens,
+        arguments.max_steps,
+        arguments.seed,
+        later=arguments.later_weights,
+        later_from=arguments.reading_from,
     )
     trainer = PretrainTrainer(
         model=model,

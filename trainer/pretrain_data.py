@@ -241,13 +241,22 @@ class MixtureBatchSampler(Sampler[list[int]]):
         steps: number of batches of one pass.
         seed: of every random order.
         pool: pairs a pool.
+        later: shares of tokens from batch `later_from` on (to the nearest pool).
 
     Raises:
         ValueError: no group with a weight above 0 has pairs.
     """
 
     def __init__(
-        self, store: TokenStore, weights: dict[str, float], tokens: int, steps: int, seed: int, pool: int = 2048
+        self,
+        store: TokenStore,
+        weights: dict[str, float],
+        tokens: int,
+        steps: int,
+        seed: int,
+        pool: int = 2048,
+        later: dict[str, float] | None = None,
+        later_from: int = 0,
     ):
         group = np.asarray(store.group)
         members = {GROUPS.index(n): np.flatnonzero(group == GROUPS.index(n)) for n, w in weights.items() if w > 0}
@@ -255,6 +264,8 @@ class MixtureBatchSampler(Sampler[list[int]]):
         if not self.members:
             raise ValueError(f"no pairs for the weights {weights}: at least one group must have text and a weight > 0")
         self.weights = {g: float(weights[GROUPS[g]]) for g in self.members}
+        self.later = {g: float((later or weights)[GROUPS[g]]) for g in self.members}
+        self.later_from = later_from
         self.source, self.target = store.source_lengths, store.target_lengths
         self.tokens, self.steps, self.seed, self.pool = tokens, steps, seed, pool
 
@@ -266,10 +277,13 @@ class MixtureBatchSampler(Sampler[list[int]]):
         queues = {g: iter(()) for g in self.members}
         spent = dict.fromkeys(self.members, 0.0)
         given = 0
+        weights = self.weights
         while True:
             pool = []
+            if weights is not self.later and given >= self.later_from:
+                weights, spent = self.later, dict.fromkeys(self.members, 0.0)
             for _ in range(self.pool):
-                g = min(spent, key=lambda k: spent[k] / self.weights[k])
+                g = min(spent, key=lambda k: spent[k] / weights[k])
                 index = next(queues[g], None)
                 if index is None:
                     queues[g] = iter(rng.permutation(self.members[g]))

@@ -20,7 +20,7 @@ from ..dental_qa import load_dental_qa
 from ..dental_qa.loading import load_concepts
 from .pretrain_questions import reworded_contexts, reworded_rows
 
-CONTEXT_SHARE = 0.2
+CONTEXT_SHARE = 0.1
 
 
 def router_questions(count: int, longest_words: int, seed: int) -> list[dict[str, str]]:
@@ -33,7 +33,7 @@ def router_questions(count: int, longest_words: int, seed: int) -> list[dict[str
         for question, context, answer in reworded_contexts(concepts, trained, long, longest_words, seed, True, 0.0)
     ]
     seen = {row["question"] for row in rows}
-    asked = reworded_rows(concepts, trained, 3, seed, reserved=True)
+    asked = reworded_rows(concepts, trained, 4, seed, reserved=True)
     rng = random.Random(seed)
     rng.shuffle(asked)
     for question, answer in asked:
@@ -59,7 +59,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--distil", type=int, default=4000, help="questions to train on (default: %(default)s)")
+    parser.add_argument("--distil", type=int, default=8000, help="questions to train on (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=600, help="to calibrate on (default: %(default)s)")
     arguments = parser.parse_args()
     write_router_questions(arguments.folder, arguments.distil, arguments.validation)
