@@ -22,7 +22,15 @@ from .machine import RESULTS
 
 SPLITS = ("test_phrasing", "test_concept", "test_long")
 TABLES = ("quality", "captured", "plain")
-FIGURES = ("pareto_bert_score.png", "captured.png", "reliability.png", "answers_test_phrasing.png")
+FIGURES = (
+    "pareto_bert_score.png",
+    "captured.png",
+    "reliability.png",
+    "answers_test_phrasing.png",
+    "training_traces.png",
+)
+RUN = Path("runs/dental_embedded")
+"""Where the recipe trains the embedded default."""
 
 
 def main() -> None:
@@ -30,10 +38,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
     parser.add_argument("--rows", type=int, default=150, help="questions a split")
     parser.add_argument("--plain", metavar="PATH", help="a plain T5 to set beside it, of embedded_plain_t5.yaml")
+    parser.add_argument("--training-run", type=Path, default=RUN, help="its training's output_dir, drawn if it exists")
     parser.add_argument("--out", type=Path, default=Path("results/embedded"), help="folder of the whole evaluation")
     arguments = parser.parse_args()
     command = ["--model", str(embedded_checkpoint()), "--splits", *SPLITS, "--rows", str(arguments.rows)]
     command += ["--plain", arguments.plain] if arguments.plain else []
+    command += ["--training-run", str(arguments.training_run)] if arguments.training_run.is_dir() else []
     code = evaluate([*command, "--out", str(arguments.out)])
     if code:
         raise SystemExit(code)

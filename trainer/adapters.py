@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..modeling_mambaformer.adapter_checkpoint import merge_expert
+from ..modeling_mambaformer.quantized_modules import refuse_training
 from .arguments import EXPERTS, MambaFormerTrainingArguments
 
 ET5_TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
@@ -99,7 +100,11 @@ def prepare_stage(model: nn.Module, args: MambaFormerTrainingArguments) -> None:
     Freeze what the stage does not train, and add adapters where it trains the experts.
 
     adapt: adapters and chosen embeddings. distil: router and gate. joint: all of these.
+
+    Raises:
+        ValueError: where EMamba's weights are rounded, or nothing is left to train.
     """
+    refuse_training(model.emamba)
     experts, routing = args.stage != "distil", args.stage != "adapt"
     if experts:
         add_adapters(model, args)

@@ -198,8 +198,11 @@ class Collator:
         self.tokenizer = tokenizer
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        sources = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows]
-        batch = dict(self.tokenizer.pad(sources, return_tensors="pt"))
+        side = self.tokenizer.padding_side
+        batch = {}
+        for name, filler in (("input_ids", self.tokenizer.pad_token_id), ("attention_mask", 0)):
+            values = [torch.tensor(row[name]) for row in rows]
+            batch[name] = pad_sequence(values, batch_first=True, padding_value=filler, padding_side=side)
         if "row" in rows[0]:
             batch["row"] = torch.tensor([row["row"] for row in rows])
         for name, filler in self.ALONG_LABELS.items():

@@ -177,8 +177,8 @@ def prepare_data(arguments: PretrainArguments) -> None:
         examples += [Example(format_source(question), answer, "dental") for question, answer in reworded]
     if arguments.context_rows:
         limits = arguments.context_rows, arguments.max_context_words
-        asked = reworded_contexts(load_concepts()[0], {row["concept"] for row in train}, *limits, arguments.seed)
-        examples += [Example(format_source(question, text), answer, "context") for question, text, answer in asked]
+        passages = reworded_contexts(load_concepts()[0], {row["concept"] for row in train}, *limits, arguments.seed)
+        examples += [Example(format_source(question, text), answer, "context") for question, text, answer in passages]
     medquad = read_medquad(arguments.medquad)[: arguments.medquad_rows] if arguments.medquad else []
     examples += medquad_examples(medquad, arguments.seed)
 

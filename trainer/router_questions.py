@@ -59,7 +59,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--distil", type=int, default=8000, help="questions to train on (default: %(default)s)")
+    parser.add_argument("--distil", type=int, default=6000, help="questions to train on (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=600, help="to calibrate on (default: %(default)s)")
     arguments = parser.parse_args()
     write_router_questions(arguments.folder, arguments.distil, arguments.validation)

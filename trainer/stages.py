@@ -8,6 +8,7 @@ the batch. joint: everything, with the soft mixture as the answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from .arguments import MambaFormerTrainingArguments
 from .distillation import ask_both, gold_log_probability
 from .losses import LossInputs
-from .router_pass import run_router
+from .router_pass import RouterPass, run_router
 from .utility import CallCosts, gate_target, token_weights, utility_target
 
 Batch = dict[str, torch.Tensor]
@@ -66,12 +67,17 @@ def adapt_inputs(
 
 
 def distil_inputs(
-    model: nn.Module, plain: nn.Module, batch: Batch, state: RoutingState, args: MambaFormerTrainingArguments
+    model: nn.Module,
+    plain: nn.Module,
+    batch: Batch,
+    state: RoutingState,
+    args: MambaFormerTrainingArguments,
+    route: Callable[..., RouterPass] = run_router,
 ) -> LossInputs:
-    """The router's margins against cached utilities."""
+    """The router's margins against cached utilities; `route` may take EMamba's reading from elsewhere."""
     labels = batch["labels"]
     mask = labels != -100  # (B, T)
-    said = run_router(
+    said = route(
         plain,
         batch["input_ids"],
         batch["attention_mask"],

@@ -91,6 +91,7 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
             raise ValueError(f"Stage {args.stage!r} has no loss: give one of {[f'w_{n}' for n in terms]} a weight.")
         share = model.config.expert_budget if args.expert_budget is None else args.expert_budget
         self.routing = RoutingState(share=share, tau=args.tau)
+        self.stage_inputs = STAGE_INPUTS[args.stage]
         prepare_stage(model, args)
         if args.stage == "distil":
             model.to(args.device)
@@ -141,7 +142,7 @@ class MambaFormerTrainer(FiniteLossMixin, Seq2SeqTrainer):
         would: the mean over tokens.
         """
         plain = self.accelerator.unwrap_model(model)
-        known = STAGE_INPUTS[self.args.stage](model, plain, inputs, self.routing, self.args)
+        known = self.stage_inputs(model, plain, inputs, self.routing, self.args)
         if known.margin is not None and self.routing.price is None:
             self._first_price(known)
             known.price = self.routing.price

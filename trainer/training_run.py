@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from .calibration import batches, calibrate
 from .checkpoints import last_whole_checkpoint, replaced, set_aside
 from .costs import measure_costs
 from .data import Collator, tokenize_qa
+from .losses import LossInputs
 from .metrics import score_answers
 from .run_arguments import RunArguments
 from .run_data import load_texts
@@ -40,6 +42,8 @@ from .trainer import MambaFormerTrainer
 logger = logging.getLogger(__name__)
 FINISHED = "finished"
 """Folder of a stage's trained tensors once it is done."""
+LOG_FILE = "log_history.jsonl"
+"""In that folder: every entry that the stage logged, one a line."""
 COSTS_FILE = "cost_table.json"
 """What was measured before the first stage: a run that is taken up goes on with it."""
 
@@ -235,9 +239,13 @@ def train_stage(
     tokenizer: PreTrainedTokenizerBase,
     rows: dict[str, Dataset],
     resume: bool,
+    stage_inputs: Callable[..., LossInputs] | None = None,
 ) -> dict:
     """
     Train one stage, or take up its finished tensors, or its last whole checkpoint; its adapters stay in place.
+
+    Args:
+        stage_inputs: in place of the stage's own function of `STAGE_INPUTS`.
 
     Returns:
         its last figures.
@@ -257,6 +265,7 @@ def train_stage(
         eval_dataset=rows["validation"] if args.eval_strategy != "no" else None,
         processing_class=tokenizer,
     )
+    trainer.stage_inputs = stage_inputs or trainer.stage_inputs
     last = None
     with args.main_process_first(local=False):
         if resume:
@@ -273,6 +282,8 @@ def train_stage(
         with replaced(finished) as partial:
             save_trainable(model, partial, state)
             (partial / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+            lines = [json.dumps(entry) + "\n" for entry in trainer.state.log_history]
+            (partial / LOG_FILE).write_text("".join(lines), encoding="utf-8")
     return figures
 
 
