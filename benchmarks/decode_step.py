@@ -26,6 +26,7 @@ from transformers import DynamicCache, MambaConfig, MambaForCausalLM
 from ..modeling_mambaformer.emamba_decoder import EMambaDecoder
 from ..modeling_mambaformer.mamba_mixer import use_selective_scan
 from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY, WEIGHT_FORMATS
+from ..modeling_mambaformer.quantized_modules import round_emamba
 from .machine import write_result
 from .report import any_table
 
@@ -106,6 +107,11 @@ def main() -> None:
             decoder, name = EMambaDecoder(weight_format), f"compiled step, {weight_format}"
             steps[name] = compiled_step(ours, ids, decoder)
             byte_counts[name] = decoder.prepare(ours).step_bytes
+        if DECODE_LIBRARY is not None:
+            held, decoder, name = copy.deepcopy(ours), EMambaDecoder(), "compiled step, int4"
+            round_emamba(held, "int4")
+            steps[name] = compiled_step(held, ids, decoder)
+            byte_counts[name] = decoder.prepare(held).step_bytes
         for name in (LIBRARY_MODULES, OUR_MODULES):
             byte_counts[name] = 4 * parameters
         for threads in arguments.threads:

@@ -17,6 +17,7 @@ from .registration import MODELING, register
 if TYPE_CHECKING:
     from .configuration.configuration_mambaformer import MambaFormerConfig
     from .modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
+    from .modeling_mambaformer.quantizer_mambaformer import MambaFormerQuantizationConfig
     from .tokenizer.source_format import format_source
     from .tokenizer.tokenization_mambaformer import MambaFormerTokenizer
     from .trainer.arguments import MambaFormerTrainingArguments
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MambaFormerConfig",
     "MambaFormerForConditionalGeneration",
+    "MambaFormerQuantizationConfig",
     "MambaFormerTokenizer",
     "MambaFormerTrainer",
     "MambaFormerTrainingArguments",
@@ -37,6 +39,7 @@ __all__ = [
 _HOME = {
     "MambaFormerConfig": ".configuration.configuration_mambaformer",
     "MambaFormerForConditionalGeneration": ".modeling_mambaformer.modeling_mambaformer",
+    "MambaFormerQuantizationConfig": ".modeling_mambaformer.quantizer_mambaformer",
     "MambaFormerTokenizer": ".tokenizer.tokenization_mambaformer",
     "MambaFormerTrainer": ".trainer.trainer",
     "MambaFormerTrainingArguments": ".trainer.arguments",

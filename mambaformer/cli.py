@@ -1,6 +1,6 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """
-The command line: `mambaformer ask`, `mambaformer compose`, `mambaformer merge`, `mambaformer demo`.
+The command line: `mambaformer ask`, `compose`, `merge`, `quantize` and `demo`.
 
 Only parses and dispatches. Each command lives in a module of its own, imported when it runs, so that `--help` loads
 neither torch nor transformers. An error that a user can mend is one or two lines on stderr and exit code 2;
@@ -20,6 +20,7 @@ from .cli_errors import DEBUG, UserError, one_line
 
 ROUTINGS = ("auto", "et5", "emamba", "soft")
 DTYPES = ("float32", "bfloat16", "float16")
+ROUNDED = ("int8", "int4")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     compose.add_argument("--emamba", required=True, metavar="ID", help="Mamba checkpoint: a Hub id or a folder")
     compose.add_argument("--out", required=True, metavar="DIR", help="new or empty folder for model and tokenizer")
     compose.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    compose.add_argument("--quantize", choices=ROUNDED, help="hold EMamba's matrices rounded, for answering only")
     compose.add_argument("--tokenizer", metavar="ID", help="the shared tokenizer; default: ET5's own")
     compose.add_argument(
         "--emamba-tokenizer", metavar="ID", help="EMamba's own tokenizer; default: beside its weights"
@@ -61,6 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("--et5", metavar="ID", help="ET5's base; default: the one that the adapters name")
     merge.add_argument("--emamba", metavar="ID", help="EMamba's base; default: the one that the adapters name")
     merge.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
+
+    quantize = commands.add_parser("quantize", help="write a model with EMamba's matrices rounded to 8 or 4 bits")
+    quantize.set_defaults(module="cli_quantize")
+    quantize.add_argument("source", metavar="PATH_OR_ID", help="the model: a folder or a Hub id")
+    quantize.add_argument("out", metavar="DIR", help="new or empty folder for model and tokenizer")
+    quantize.add_argument("--weights", choices=ROUNDED, default="int8", help="the format (default: %(default)s)")
 
     demo = commands.add_parser("demo", help="answer five dental questions and show the routing")
     demo.set_defaults(module="cli_demo")

@@ -47,6 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
             emamba_revision=arguments.emamba_revision,
             dtype=getattr(torch, arguments.dtype),
         )
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        if arguments.quantize:
+            model.quantize(arguments.quantize)
     except Exception as error:  # as in `reading`; the message names the expert
         raise UserError(
             f"--et5 {arguments.et5!r} and --emamba {arguments.emamba!r} cannot be composed: {one_line(error)}"
@@ -57,8 +60,11 @@ def run(arguments: argparse.Namespace) -> None:
         tokenizer.save_pretrained(out)
     except OSError as error:
         raise UserError(f"--out {arguments.out!r} cannot be written: {one_line(error)}") from error
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{parameters:,} parameters in {arguments.dtype} written to {out}. The router is untrained: train it next.")
+    rounded = f", EMamba's matrices in {arguments.quantize}," if arguments.quantize else ""
+    remedy = "compose without --quantize to train it" if arguments.quantize else "train it next"
+    print(
+        f"{parameters:,} parameters in {arguments.dtype}{rounded} written to {out}. The router is untrained: {remedy}."
+    )
 
 
 def shared_tokenizer(arguments: argparse.Namespace) -> MambaFormerTokenizer:

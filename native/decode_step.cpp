@@ -1,7 +1,8 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
 // One decoding step of a Mamba language model (Gu and Dao 2023, arXiv 2312.00752, figure 3 and section 3.4) on a CPU:
-// all layers of one token for every row of a batch in one call, behind the same plain C interface as the scan.
+// all layers of one token, or of a few, for every row of a batch in one call, behind the same plain C interface as the
+// scan.
 //
 //   r = embedding[id]
 //   for each layer:  x, z = in_proj norm(r)               u = silu(conv(window, x))
@@ -9,9 +10,10 @@
 //                    h = exp(d A) h + d u B               r = r + out_proj((C h + D u) silu(z))
 //   hidden = norm(r)                                      logits = head hidden
 //
-// A token costs one reading of the weights, so their format decides the speed: float32, bfloat16, or int8 with one
-// scale a row, whose input is rounded to int8 with one scale a token and whose products are summed in int32. Norms,
-// convolution, step sizes, A, D and the recurrent state are float32 in every format.
+// A token costs one reading of the weights, so their format decides the speed: float32, bfloat16, int8 with one scale a
+// row, or 4 bits with one scale for 32 columns. The input of the last two is rounded to int8 with one scale a token, and
+// their products are summed in int32. Norms, convolution, step sizes, A, D and the recurrent state are float32 in every
+// format.
 //
 // One team of threads runs through all layers. Every thread owns some channels and some rows of each matrix, and they
 // meet four times a layer. A row's result depends neither on the number of threads nor on the other rows.
@@ -22,17 +24,20 @@
 
 namespace {
 
-enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
 constexpr int64_t SPAN = 16;  // a thread's first row or channel is a multiple of this
 constexpr int64_t BYTES = 64;  // columns of an int8 matrix are filled up with zeros to a multiple of this
+constexpr int64_t GROUP = 32;  // columns of an INT4 matrix that share a scale; rows are filled up to a multiple of this
+constexpr int64_t GROUP_BYTES = GROUP / 2;
 
 // The structures are mirrored field by field in modeling_mambaformer/packed_weights.py.
 
-// (rows, columns), row after row. For INT8: the scale and the sum of each row; `columns` without the filling.
+// (rows, columns), row after row. INT8: the float32 scale and the sum of each row. INT4: the bfloat16 scales of each
+// row's groups. `columns` is without the filling.
 struct Matrix {
-  const void* data;
-  const float *scale, *bias;
+  const void *data, *scale;
+  const float* bias;
   const int32_t* sums;
   int64_t rows, columns, format;
 };
@@ -48,14 +53,24 @@ struct Layer {
 struct StepArgs {
   const Layer* layers;
   const int64_t* ids;     // (batch)
-  const void* embedding;  // (vocab, hidden), float32 or bfloat16
-  const float* norm;
+  const void* embedding;  // (vocab, hidden), float32, bfloat16 or INT8
+  const float *embedding_scale, *norm;  // the former (vocab) for INT8, else null
   void* const* windows;
   float* const* states;
   float *hidden_out, *logits;  // (batch, hidden), (batch, vocab)
   Matrix head;
   double epsilon;
-  int64_t layer_count, batch, hidden, dim, state, kernel, rank, vocab, embedding_format, window_format, threads;
+  int64_t layer_count, batch, hidden, dim, state, kernel, rank, vocab, embedding_format, embedding_row, window_format,
+      threads;
+};
+
+// `length` tokens of each row: ids, hidden_out and logits are (batch, length, ...). The states are read only; the logs
+// receive those after each token, (batch, length, ...) a layer. `step.batch` counts the tokens of all rows within.
+struct RunArgs {
+  StepArgs step;
+  int64_t length;
+  void* const* window_log;
+  float* const* state_log;
 };
 
 constexpr int64_t filled(int64_t columns) { return (columns + BYTES - 1) / BYTES * BYTES; }
@@ -103,12 +118,14 @@ Range part_of(int64_t count, int64_t thread, int64_t threads) {
 extern "C" {
 
 // Raised with every change of the structures or of what they mean.
-int64_t mambaformer_decode_abi() { return 1; }
+int64_t mambaformer_decode_abi() { return 2; }
 const char* mambaformer_decode_isa() { return has_avx512() ? "avx512vnni" : has_avx2() ? "avx2" : "portable"; }
 
 // Returns 0; 1 when memory for the workspace is missing; 2, with nothing done, for an id outside the vocabulary.
-int mambaformer_decode_step(const StepArgs* pointer) {
-  const StepArgs& args = *pointer;
+int mambaformer_decode_run(const RunArgs* pointer) {
+  RunArgs whole = *pointer;
+  StepArgs& args = whole.step;
+  args.batch *= whole.length;
   const int64_t batch = args.batch, dim = args.dim, projections = args.rank + 2 * args.state;
   if (batch <= 0) return 0;
   for (int64_t b = 0; b < batch; ++b)
@@ -134,9 +151,15 @@ int mambaformer_decode_step(const StepArgs* pointer) {
     const int64_t thread = thread_index();
     float* at = workspace.data + shared_size + thread * own_size;
     const Own own = {at, at + batch * args.hidden, reinterpret_cast<int8_t*>(at + batch * (args.hidden + 1))};
-    run(args, shared, own, thread, team_size());
+    run(whole, shared, own, thread, team_size());
   }
   return 0;
+}
+
+// One token of each row. Its states are their own log.
+int mambaformer_decode_step(const StepArgs* pointer) {
+  const RunArgs args = {*pointer, 1, pointer->windows, pointer->states};
+  return mambaformer_decode_run(&args);
 }
 
 }  // extern "C"

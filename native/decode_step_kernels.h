@@ -23,12 +23,7 @@ ISA_INLINE void rms_norm(const float* x, const float* weight, int64_t count, int
 }
 
 ISA_INLINE float as_float(float x) { return x; }
-ISA_INLINE float as_float(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
+ISA_INLINE float as_float(int8_t x) { return x; }
 ISA_INLINE void from_float(float x, float* to) { *to = x; }
 ISA_INLINE void from_float(float x, uint16_t* to) {  // to the nearest bfloat16, ties to even
   uint32_t bits;
@@ -40,27 +35,35 @@ ISA_INLINE void from_float(float x, uint16_t* to) {  // to the nearest bfloat16,
 template <class T>
 ISA_INLINE void embed(const StepArgs& args, const Range& part, float* residual) {
   for (int64_t b = 0; b < args.batch; ++b) {
-    const T* row = static_cast<const T*>(args.embedding) + args.ids[b] * args.hidden;
-    for (int64_t i = part.first; i < part.last; ++i) residual[b * args.hidden + i] = as_float(row[i]);
+    const T* row = static_cast<const T*>(args.embedding) + args.ids[b] * args.embedding_row;
+    const float scale = args.embedding_scale ? args.embedding_scale[args.ids[b]] : 1.0f;
+    for (int64_t i = part.first; i < part.last; ++i) residual[b * args.hidden + i] = as_float(row[i]) * scale;
   }
+}
+
+// What a layer knows before token b of all rows' tokens: what its row began with, or the log of the token before.
+template <class T>
+ISA_INLINE const T* before(const T* states, const T* log, int64_t b, int64_t length, int64_t size) {
+  return b % length ? log + (b - 1) * size : states + b / length * size;
 }
 
 // x enters the window and becomes the activated convolution, in place.
 template <class T>
-ISA_INLINE void convolve(const StepArgs& args, const Layer& layer, void* windows, const Range& own, float* xz) {
-  const int64_t K = args.kernel;
+ISA_INLINE void convolve(const RunArgs& run, const Layer& layer, const void* windows, void* log, const Range& own,
+                         float* xz) {
+  const StepArgs& args = run.step;
+  const int64_t K = args.kernel, size = args.dim * K;
   for (int64_t b = 0; b < args.batch; ++b) {
     float* x = xz + b * 2 * args.dim;
-    T* window = static_cast<T*>(windows) + (b * args.dim + own.first) * K;
-    for (int64_t c = own.first; c < own.last; ++c, window += K) {
+    T* window = static_cast<T*>(log) + b * size + own.first * K;
+    const T* old = before(static_cast<const T*>(windows), static_cast<T*>(log), b, run.length, size) + own.first * K;
+    for (int64_t c = own.first; c < own.last; ++c, window += K, old += K) {
       const float* weight = layer.conv_weight + c * K;
       float sum = layer.conv_bias ? layer.conv_bias[c] : 0.0f;
-      for (int64_t k = 0; k + 1 < K; ++k) {
-        window[k] = window[k + 1];
-        sum += as_float(window[k]) * weight[k];
-      }
+      for (int64_t k = 0; k + 1 < K; ++k) window[k] = old[k + 1];
       from_float(x[c], window + K - 1);
-      x[c] = sum + as_float(window[K - 1]) * weight[K - 1];
+      for (int64_t k = 0; k < K; ++k) sum += as_float(window[k]) * weight[k];
+      x[c] = sum;
     }
     for (int64_t c = own.first; c < own.last; c += W) {
       const Vec v = load_part(x + c, own.last - c);
@@ -70,9 +73,10 @@ ISA_INLINE void convolve(const StepArgs& args, const Layer& layer, void* windows
 }
 
 // One step of the recurrence for this thread's channels; lanes are states here. y = (C h + D u) silu(z).
-ISA_INLINE void scan_step(const StepArgs& args, const Layer& layer, float* states, const Range& own,
+ISA_INLINE void scan_step(const RunArgs& run, const Layer& layer, const float* states, float* log, const Range& own,
                           const Shared& shared) {
-  const int64_t N = args.state, projections = args.rank + 2 * N;
+  const StepArgs& args = run.step;
+  const int64_t N = args.state, projections = args.rank + 2 * N, size = args.dim * N;
   for (int64_t b = 0; b < args.batch; ++b) {
     const float* B = shared.projected + b * projections + args.rank;
     const float* C = B + N;
@@ -80,6 +84,7 @@ ISA_INLINE void scan_step(const StepArgs& args, const Layer& layer, float* state
     const float* z = u + args.dim;
     float* delta = shared.delta + b * args.dim;
     float* y = shared.y + b * args.dim;
+    const float* old = before<float>(states, log, b, run.length, size);
     for (int64_t c = own.first; c < own.last; c += W)
       store_part(delta + c, softplus(load_part(delta + c, own.last - c)), own.last - c);
     for (int64_t c = own.first; c < own.last; c += ROWS) {
@@ -87,11 +92,12 @@ ISA_INLINE void scan_step(const StepArgs& args, const Layer& layer, float* state
       Vec sum[ROWS] = {};
       for (int64_t k = 0; k < channels; ++k) {
         const float d = delta[c + k], x = d * u[c + k];
-        float* h = states + (b * args.dim + c + k) * N;
+        float* h = log + b * size + (c + k) * N;
         const float* A2 = layer.A2 + (c + k) * N;
         for (int64_t n = 0; n < N; n += W) {
           const int64_t lanes = N - n;
-          const Vec next = exp2<>(d * load_part(A2 + n, lanes)) * load_part(h + n, lanes) + x * load_part(B + n, lanes);
+          const Vec last = load_part(old + (c + k) * N + n, lanes);
+          const Vec next = exp2<>(d * load_part(A2 + n, lanes)) * last + x * load_part(B + n, lanes);
           store_part(h + n, next, lanes);
           sum[k] += next * load_part(C + n, lanes);
         }
@@ -107,13 +113,16 @@ ISA_INLINE void scan_step(const StepArgs& args, const Layer& layer, float* state
   }
 }
 
-ISA_TARGET static void run_layers(const StepArgs& args, const Shared& shared, const Own& own, int64_t thread,
+ISA_TARGET static void run_layers(const RunArgs& run, const Shared& shared, const Own& own, int64_t thread,
                                   int64_t threads) {
+  const StepArgs& args = run.step;
   const int64_t batch = args.batch, hidden = args.hidden, dim = args.dim, projections = args.rank + 2 * args.state;
   const Range channels = part_of(dim, thread, threads), outputs = part_of(hidden, thread, threads);
   const Range gates = {dim + channels.first, dim + channels.last}, parts = part_of(projections, thread, threads);
   if (args.embedding_format == BFLOAT16)
     embed<uint16_t>(args, outputs, shared.residual);
+  else if (args.embedding_format == INT8)
+    embed<int8_t>(args, outputs, shared.residual);
   else
     embed<float>(args, outputs, shared.residual);
   meet();
@@ -124,16 +133,16 @@ ISA_TARGET static void run_layers(const StepArgs& args, const Shared& shared, co
     multiply(layer.in_proj, channels, normed, shared.xz, 2 * dim, false);
     multiply(layer.in_proj, gates, normed, shared.xz, 2 * dim, false);
     if (args.window_format == BFLOAT16)
-      convolve<uint16_t>(args, layer, args.windows[l], channels, shared.xz);
+      convolve<uint16_t>(run, layer, args.windows[l], run.window_log[l], channels, shared.xz);
     else
-      convolve<float>(args, layer, args.windows[l], channels, shared.xz);
+      convolve<float>(run, layer, args.windows[l], run.window_log[l], channels, shared.xz);
     meet();
     const Input convolved = prepare(layer.x_proj, shared.xz, 2 * dim, batch, own);
     multiply(layer.x_proj, parts, convolved, shared.projected, projections, false);
     meet();
     const Input step = prepare(layer.dt_proj, shared.projected, projections, batch, own);
     multiply(layer.dt_proj, channels, step, shared.delta, dim, false);
-    scan_step(args, layer, args.states[l], channels, shared);
+    scan_step(run, layer, args.states[l], run.state_log[l], channels, shared);
     meet();
     const Input gated = prepare(layer.out_proj, shared.y, dim, batch, own);
     multiply(layer.out_proj, outputs, gated, shared.residual, hidden, true);

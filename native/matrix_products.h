@@ -1,6 +1,6 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
-// Products of a few vectors with a matrix that is read once: float32, bfloat16 and int8 weights. Included by
+// Products of a few vectors with a matrix that is read once: float32, bfloat16, int8 and 4-bit weights. Included by
 // decode_step_kernels.h once for every instruction set.
 //
 // Four rows of the matrix are taken together, against up to three vectors. Each sum is made in the same order however
@@ -17,6 +17,12 @@ typedef int8_t UnalignedByteVec __attribute__((vector_size(W), aligned(1), may_a
 constexpr int ROWS = 4;     // of the matrix, taken together
 constexpr int VECTORS = 3;  // taken together, float32; as many as the processor's registers hold
 constexpr int BYTE_VECTORS = 2;  // the same, int8
+
+}  // namespace ISA_NAMESPACE
+
+#include "group_products.h"
+
+namespace ISA_NAMESPACE {
 
 // A vector of float32, and one of bfloat16 made wide.
 ISA_INLINE Vec widen(const float* p) { return load(p); }
@@ -154,7 +160,7 @@ ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, 
   return bound / 127.0f + lane_sum(poison);
 }
 
-// What a matrix is multiplied with: `batch` vectors, rounded too where the matrix is int8.
+// What a matrix is multiplied with: `batch` vectors, rounded too where the matrix is int8 or INT4.
 struct Input {
   const float* x;
   const int8_t* bytes;
@@ -164,7 +170,7 @@ struct Input {
 
 ISA_INLINE Input prepare(const Matrix& matrix, const float* x, int64_t row, int64_t batch, const Own& own) {
   const int64_t columns = filled(matrix.columns);
-  if (matrix.format == INT8)
+  if (matrix.format == INT8 || matrix.format == INT4)
     for (int64_t b = 0; b < batch; ++b)
       own.scales[b] = round_to_bytes(x + b * row, matrix.columns, columns, own.bytes + b * columns);
   return {x, own.bytes, own.scales, row, columns, batch};
@@ -198,7 +204,19 @@ ISA_INLINE void multiply_bytes(const Matrix& matrix, int64_t first, int64_t rows
                    matrix.sums + first, in.bytes + b * in.byte_row, in.byte_row, whole);
   for (int v = 0; v < N; ++v)
     for (int64_t r = 0; r < rows; ++r)
-      sums[v][r] = static_cast<float>(whole[v][r]) * (matrix.scale[first + r] * in.scales[b + v]);
+      sums[v][r] = static_cast<float>(whole[v][r]) * (static_cast<const float*>(matrix.scale)[first + r] * in.scales[b + v]);
+  store_tile<N>(matrix, first, rows, sums, to + b * to_row, to_row, add);
+}
+template <int N>
+ISA_INLINE void multiply_nibbles(const Matrix& matrix, int64_t first, int64_t rows, const Input& in, int64_t b,
+                                 float* to, int64_t to_row, bool add) {
+  const int64_t groups = (matrix.columns + GROUP - 1) / GROUP;
+  float sums[N][ROWS];
+  multiply_groups<N>(static_cast<const uint8_t*>(matrix.data) + first * groups * GROUP_BYTES,
+                     static_cast<const uint16_t*>(matrix.scale) + first * groups, groups, rows,
+                     in.bytes + b * in.byte_row, in.byte_row, sums);
+  for (int v = 0; v < N; ++v)
+    for (int64_t r = 0; r < rows; ++r) sums[v][r] *= in.scales[b + v];
   store_tile<N>(matrix, first, rows, sums, to + b * to_row, to_row, add);
 }
 
@@ -212,6 +230,10 @@ ISA_TARGET [[maybe_unused]] static void multiply(const Matrix& matrix, const Ran
       for (; b + BYTE_VECTORS <= in.batch; b += BYTE_VECTORS)
         multiply_bytes<BYTE_VECTORS>(matrix, r, rows, in, b, to, to_row, add);
       for (; b < in.batch; ++b) multiply_bytes<1>(matrix, r, rows, in, b, to, to_row, add);
+    } else if (matrix.format == INT4) {
+      for (; b + BYTE_VECTORS <= in.batch; b += BYTE_VECTORS)
+        multiply_nibbles<BYTE_VECTORS>(matrix, r, rows, in, b, to, to_row, add);
+      for (; b < in.batch; ++b) multiply_nibbles<1>(matrix, r, rows, in, b, to, to_row, add);
     } else if (matrix.format == BFLOAT16) {
       for (; b + VECTORS <= in.batch; b += VECTORS)
         multiply_some<uint16_t, VECTORS>(matrix, r, rows, in, b, to, to_row, add);

@@ -52,9 +52,15 @@ def bare_environment(folder: Path) -> Path:
 
 def run_probe(bare: Path, work: Path, source: str, questions: list[str], **environment: str) -> dict:
     """Run this file in the environment `bare`, from the new folder `work`, and return what it printed."""
+    said = run_bare(bare, work, Path(__file__), source, str(work / "again"), *questions, **environment)
+    return json.loads(said.splitlines()[-1])
+
+
+def run_bare(bare: Path, work: Path, program: Path, *arguments: str, **environment: str) -> str:
+    """Run a copy of `program` in the environment `bare`, from the new folder `work`, and return its output."""
     work.mkdir()
     probe = work / "probe.py"
-    probe.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    probe.write_text(program.read_text(encoding="utf-8"), encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
     settings = {
         "PYTHONPATH": str(bare),
@@ -63,7 +69,7 @@ def run_probe(bare: Path, work: Path, source: str, questions: list[str], **envir
         "HF_HUB_OFFLINE": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-S", "-s", str(probe), source, str(work / "again"), *questions],
+        [sys.executable, "-S", "-s", str(probe), *arguments],
         env=kept | settings | environment,
         cwd=work,
         capture_output=True,
@@ -71,7 +77,7 @@ def run_probe(bare: Path, work: Path, source: str, questions: list[str], **envir
         timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 def facts(source: str, questions: list[str]) -> dict:

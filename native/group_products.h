@@ -1,0 +1,72 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// Products of a few int8 vectors with a matrix of 4-bit weights in groups of 32, each with a scale of its own. Included
+// by matrix_products.h once for every instruction set.
+//
+// A group is 16 bytes: the lower half of byte i is column i of the group plus 8, the upper half column 16 + i plus 8.
+// Each group is summed in integers and enters its row's float sum with its bfloat16 scale. The last group of a row is
+// filled up with zeros, and so is the vector.
+
+namespace ISA_NAMESPACE {
+
+ISA_INLINE float as_float(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Sums of ROWS rows, of which the first `rows` are there, with N vectors, still without the vectors' scales.
+template <int N>
+ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, int64_t groups, int64_t rows,
+                                const int8_t* x, int64_t x_row, float (&to)[N][ROWS]) {
+  const uint8_t* row[ROWS];
+  const uint16_t* scale[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    row[r] = weights + (r < rows ? r : 0) * groups * GROUP_BYTES;
+    scale[r] = scales + (r < rows ? r : 0) * groups;
+  }
+#if ISA_WIDTH >= 8
+  __m256 sum[N][ROWS];
+  for (int b = 0; b < N; ++b)
+    for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm256_setzero_ps();
+  const __m256i ones = _mm256_set1_epi16(1), eight = _mm256_set1_epi8(8), half = _mm256_set1_epi8(15);
+  for (int64_t g = 0; g < groups; ++g) {
+    __m256i v[N], magnitude[N];
+    for (int b = 0; b < N; ++b) {
+      v[b] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + b * x_row + g * GROUP));
+      magnitude[b] = _mm256_abs_epi8(v[b]);
+    }
+    for (int r = 0; r < ROWS; ++r) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row[r] + g * GROUP_BYTES));
+      const __m256i halves = _mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes);
+      const __m256i w = _mm256_sub_epi8(_mm256_and_si256(halves, half), eight);
+      const __m256 factor = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(uint32_t{scale[r][g]} << 16)));
+      for (int b = 0; b < N; ++b) {
+        // |x| (w sign(x)): at most 127 times 8, so that two products fit into 16 bits.
+        const __m256i pairs = _mm256_maddubs_epi16(magnitude[b], _mm256_sign_epi8(w, v[b]));
+        sum[b][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones)), factor, sum[b][r]);
+      }
+    }
+  }
+  for (int b = 0; b < N; ++b) {
+    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(sum[b][0], sum[b][1]), _mm256_hadd_ps(sum[b][2], sum[b][3]));
+    _mm_storeu_ps(to[b], _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  }
+#else
+  for (int b = 0; b < N; ++b)
+    for (int r = 0; r < ROWS; ++r) {
+      to[b][r] = 0.0f;
+      for (int64_t g = 0; g < groups; ++g) {
+        const uint8_t* bytes = row[r] + g * GROUP_BYTES;
+        const int8_t* v = x + b * x_row + g * GROUP;
+        int32_t whole = 0;
+        for (int i = 0; i < GROUP_BYTES; ++i)
+          whole += ((bytes[i] & 15) - 8) * v[i] + ((bytes[i] >> 4) - 8) * v[GROUP_BYTES + i];
+        to[b][r] += as_float(scale[r][g]) * static_cast<float>(whole);
+      }
+    }
+#endif
+}
+
+}  // namespace ISA_NAMESPACE
