@@ -18,6 +18,7 @@ from pathlib import Path
 from mambaformer import embedded_checkpoint
 
 from ..trainer.evaluate import main as evaluate
+from ..trainer.router_questions import write_router_questions
 from .machine import RESULTS
 
 SPLITS = ("test_phrasing", "test_concept", "test_long")
@@ -42,6 +43,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/embedded"), help="folder of the whole evaluation")
     arguments = parser.parse_args()
     command = ["--model", str(embedded_checkpoint()), "--splits", *SPLITS, "--rows", str(arguments.rows)]
+    asked = arguments.out / "router_questions"
+    write_router_questions(asked)  # those that the recipe made: thresholds are set where the router's own were
+    command += ["--calibration-data", str(asked / "validation.jsonl")]
     command += ["--plain", arguments.plain] if arguments.plain else []
     command += ["--training-run", str(arguments.training_run)] if arguments.training_run.is_dir() else []
     code = evaluate([*command, "--out", str(arguments.out)])

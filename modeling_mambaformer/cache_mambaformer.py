@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -102,6 +103,7 @@ class MambaFormerCache:
         self.et5 = LazyET5State(sources, torch.arange(count, device=device).repeat_interleave(expand))
         self.emamba: DynamicCache | None = None
         self.router: RouterState | None = None
+        self.look_ahead: Any = None  # a `LookAhead`, where `generate` was asked for it
         self.gate_logit: torch.Tensor | None = None  # (B0,)
         self.source_scalars: tuple[torch.Tensor, torch.Tensor] | None = None  # (B0,), (B0,)
         self.decoder_ids = sources.input_ids.new_zeros(count * expand, 0)  # (B, t)

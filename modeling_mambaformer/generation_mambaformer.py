@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .cache_mambaformer import MambaFormerCache, RoutingRequest
+from .look_ahead import LookAhead, check_look_ahead
 from .sources import Sources
 
 
@@ -37,20 +38,26 @@ class MambaFormerGenerationMixin:
         self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs
     ):
         """
-        Generate as any encoder-decoder of transformers, with two more arguments.
+        Generate as any encoder-decoder of transformers, with three more arguments.
 
         Args:
             routing (`str`, *optional*): `auto`, `et5`, `emamba` or `soft`, default `config.routing`.
             expert_budget (`float`, *optional*): largest share of new tokens that ET5 may write, default
                 `config.expert_budget`. At most `floor(expert_budget * max_new_tokens)` tokens go to ET5, whatever the
                 router says; within this, the calibrated threshold decides.
+            look_ahead (`int`, *optional*): most tokens to propose at a time from what source and answer said before,
+                for EMamba to read in one pass with the next one. Tokens and choices stay those of plain decoding.
+                Default 0, none; of use where answers repeat their source. For one row at a time, see `LookAhead`.
 
         Returns:
-            as `GenerationMixin.generate`; with `return_dict_in_generate=True` the result has a `route_trace`.
+            as `GenerationMixin.generate`; with `return_dict_in_generate=True` the result has a `route_trace`, and with
+            `look_ahead` its counts under that name, see `LookAheadCounts`.
 
         Raises:
-            ValueError: for an empty source, a bad `routing` or `expert_budget`, or weights that are not finite.
+            ValueError: for an empty source, a bad `routing`, `expert_budget` or `look_ahead`, or weights that are not
+                finite.
         """
+        kwargs["look_ahead"] = check_look_ahead(kwargs.get("look_ahead"))
         given = [kwargs, {} if generation_config is None else generation_config.to_dict()]
         if any(x.get("max_length") for x in given) and not any(x.get("max_new_tokens") for x in given):
             kwargs["max_new_tokens"] = None  # the caller's limit holds, not this model's default
@@ -59,7 +66,13 @@ class MambaFormerGenerationMixin:
             cache = result.past_key_values
             new_tokens = result.sequences.shape[1] - cache.prompt_length
             result["route_trace"] = cache.trace(new_tokens, result.get("beam_indices"))
+            if cache.look_ahead is not None:
+                result["look_ahead"] = cache.look_ahead.counts
         return result
+
+    def _validate_model_kwargs(self, model_kwargs: dict) -> None:
+        """Refuse what nobody takes; `look_ahead`, which is not one of `forward`'s arguments, is ours."""
+        super()._validate_model_kwargs({name: x for name, x in model_kwargs.items() if name != "look_ahead"})
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict, model_input_name: str | None, generation_config
@@ -107,4 +120,10 @@ class MambaFormerGenerationMixin:
             first_new=prompt_length - 1,
         )
         keep = generation_config.use_cache is not False
-        model_kwargs["past_key_values"] = MambaFormerCache(sources, request, expand, beams, keep_states=keep)
+        cache = MambaFormerCache(sources, request, expand, beams, keep_states=keep)
+        width = model_kwargs.pop("look_ahead", 0)
+        if width:
+            ends = generation_config.eos_token_id
+            ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+            cache.look_ahead = LookAhead(width, cache, generation_config.max_length, ends)
+        model_kwargs["past_key_values"] = cache

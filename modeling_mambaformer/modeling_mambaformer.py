@@ -26,6 +26,8 @@ from .generation_mambaformer import MambaFormerGenerationMixin
 from .lazy_et5 import decode_together
 from .mamba_mixer import use_selective_scan
 from .outputs_mambaformer import MambaFormerOutput
+from .quantized_modules import list_tied_weights, refuse_training, restore_emamba, round_emamba
+from .quantizer_mambaformer import quantize_loaded
 from .router import SequenceGate, TokenRouter
 from .router_inputs import first_state, source_scalars
 from .routing_pass import choose, merge_experts
@@ -161,6 +163,40 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         self.config.emamba_decode = weight_format
         self.emamba_decoder.prepare(self.emamba)
         return self
+
+    def quantize(self, weights: str = "int8") -> MambaFormerForConditionalGeneration:
+        """
+        Hold EMamba's matrices as rounded numbers only, for sources, decoding and saving alike; returns the model.
+
+        The same as loading with `quantization_config=MambaFormerQuantizationConfig(weights)`. What `save_pretrained`
+        then writes is loaded again as it is. `dequantize()` makes float weights of the rounded values again.
+
+        Args:
+            weights: `int8` or `int4`, see `MambaFormerQuantizationConfig`.
+
+        Raises:
+            ValueError: for another format, an EMamba that is not of the family `mamba`, or one rounded already.
+
+        Example::
+
+            model.quantize("int8").save_pretrained("mambaformer-int8/")
+        """
+        quantize_loaded(self, weights)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> MambaFormerForConditionalGeneration:
+        """As `nn.Module.train`. Raises `ValueError` for `mode=True` where EMamba's weights are rounded."""
+        if mode:
+            refuse_training(self.emamba)  # before any module is switched
+        return super().train(mode)
+
+    def _round_weights(self, weights: str) -> None:
+        round_emamba(self.emamba, weights)
+        list_tied_weights(self, "emamba")
+
+    def _restore_weights(self, dtype: torch.dtype) -> None:
+        restore_emamba(self.emamba, dtype)
+        list_tied_weights(self, "emamba")
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """ET5's encoder; `generate` does not run it unless a token is routed."""
@@ -323,19 +359,21 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         request, before = cache.request, cache.get_seq_length()
         if states is not None:
             cache.et5.adopt(states)
-        hidden = emamba_logits = None
-        if request.routing != "et5":
-            if cache.emamba is None:
-                self._read_source(cache)
-                self.emamba_decoder.prepare(self.emamba)
-            stepped = self.emamba_decoder.step(self.emamba, cache.emamba, ids)
-            # (B, T, D), (B, T, V) or None
-            hidden, emamba_logits = stepped or (read_on(self.emamba, cache.emamba, ids), None)
-        gate_logit = None if cache.gate_logit is None else cache.gate_logit[cache.row_source]  # (B,)
-        ended, scalars = cache.ended(ids), cache.row_scalars()
-        choice = choose(
-            self, request, ids, ended, hidden, cache.router, scalars, gate_logit, emamba_logits=emamba_logits
-        )
+        choice = None if cache.look_ahead is None else cache.look_ahead.choose(self, cache, ids)
+        if choice is None:
+            hidden = emamba_logits = None
+            if request.routing != "et5":
+                if cache.emamba is None:
+                    self._read_source(cache)
+                    self.emamba_decoder.prepare(self.emamba)
+                stepped = self.emamba_decoder.step(self.emamba, cache.emamba, ids)
+                # (B, T, D), (B, T, V) or None
+                hidden, emamba_logits = stepped or (read_on(self.emamba, cache.emamba, ids), None)
+            gate_logit = None if cache.gate_logit is None else cache.gate_logit[cache.row_source]  # (B,)
+            ended, scalars = cache.ended(ids), cache.row_scalars()
+            choice = choose(
+                self, request, ids, ended, hidden, cache.router, scalars, gate_logit, emamba_logits=emamba_logits
+            )
         cache.router = choice.state
         cache.decoder_ids = torch.cat([cache.decoder_ids, ids], dim=1)  # (B, t + T)
         keep = keep or ids.shape[1]
@@ -351,7 +389,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             cache.count_pass(rows, positions)
             et5_logits = said.new_zeros(len(ids), keep, said.shape[-1])
             et5_logits[rows, : said.shape[1]] = said  # (B, K, V)
-        elif hidden is None:  # forced to ET5, and every answer has ended
+        elif choice.emamba_logits is None:  # forced to ET5, and every answer has ended
             et5_logits = torch.zeros(len(ids), keep, self.config.vocab_size, device=ids.device)
         logits, trace = merge_experts(self, request, choice, et5_logits, keep)
         if before == 0 and not bool(logits.isfinite().all()):
@@ -362,6 +400,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         trace.et5_passes, trace.et5_tokens, trace.encoder_calls = cache.counts()
         if cache.get_seq_length() >= cache.prompt_length:  # a prompt may be read in several chunks
             cache.steps.append({name: trace[name][:, -1] for name in cache.STEP_FIELDS})
+        gate_logit = None if cache.gate_logit is None else cache.gate_logit[cache.row_source]  # (B,)
         return MambaFormerOutput(
             logits=logits, past_key_values=cache, route_trace=trace, gate_logit=gate_logit, margin=choice.margin
         )

@@ -21,6 +21,8 @@ from ..dental_qa.loading import load_concepts
 from .pretrain_questions import reworded_contexts, reworded_rows
 
 CONTEXT_SHARE = 0.1
+DISTIL, VALIDATION = 6000, 600
+"""Questions of the embedded default."""
 
 
 def router_questions(count: int, longest_words: int, seed: int) -> list[dict[str, str]]:
@@ -45,7 +47,7 @@ def router_questions(count: int, longest_words: int, seed: int) -> list[dict[str
 
 
 def write_router_questions(
-    folder: Path, distil: int, validation: int, longest_words: int = 220, seed: int = 0
+    folder: Path, distil: int = DISTIL, validation: int = VALIDATION, longest_words: int = 220, seed: int = 0
 ) -> None:
     """Write both files into `folder`; no question stands in both."""
     rows = router_questions(distil + validation, longest_words, seed)
@@ -59,8 +61,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--distil", type=int, default=6000, help="questions to train on (default: %(default)s)")
-    parser.add_argument("--validation", type=int, default=600, help="to calibrate on (default: %(default)s)")
+    parser.add_argument("--distil", type=int, default=DISTIL, help="questions to train on (default: %(default)s)")
+    parser.add_argument("--validation", type=int, default=VALIDATION, help="to calibrate on (default: %(default)s)")
     arguments = parser.parse_args()
     write_router_questions(arguments.folder, arguments.distil, arguments.validation)
     print(f"saved: {arguments.folder}")

@@ -20,14 +20,17 @@ from transformers.utils import logging
 
 from .mamba_mixer import SelectiveScanMixer
 from .packed_weights import DECODE_LIBRARY, STORED, WEIGHT_FORMATS, WIDEST_INT8, PackedWeights
+from .quantized_modules import RoundedEmbedding, RoundedLinear
 from .selective_scan import scan_backend
+from .state_log import StateLog
 
 logger = logging.get_logger("transformers.mambaformer")
 
 OFF = "off"
 DEFAULT_DECODE = "float32"
 KNOWN = (MambaForCausalLM, MambaModel, MambaBlock, MambaRMSNorm, SelectiveScanMixer)
-PLAIN = (nn.Linear, nn.Embedding, nn.Conv1d)
+PLAIN = (nn.Linear, nn.Embedding, nn.Conv1d, RoundedLinear, RoundedEmbedding)
+ROUNDED = "qweight"  # the tensor of a rounded layer that is neither float32 nor bfloat16
 
 
 @functools.cache
@@ -87,9 +90,11 @@ def obstacle(emamba: nn.Module, snapshot: Snapshot, weight_format: str) -> str |
     for _, name, parameter in snapshot.slots:
         if parameter is None:
             continue
-        if parameter.device.type != "cpu" or parameter.dtype not in STORED or type(parameter) is not nn.Parameter:
+        known = name == ROUNDED or parameter.dtype in STORED
+        if parameter.device.type != "cpu" or not known or type(parameter) is not nn.Parameter:
             return f"its {name} is {parameter.dtype} on {parameter.device}, not float32 or bfloat16 on the CPU"
-        if weight_format == "int8" and parameter.ndim == 2 and parameter.shape[1] > WIDEST_INT8:
+        rounded = weight_format == "int8" or name == ROUNDED
+        if rounded and parameter.ndim == 2 and parameter.shape[1] > WIDEST_INT8:
             return f"its {name} has {parameter.shape[1]} columns, more than int8 products can sum in 32 bits"
     if scan_backend() != "native":
         return "the compiled scan was not built, or MAMBAFORMER_SCAN forbids it"
@@ -104,7 +109,8 @@ class EMambaDecoder:
     source also compares a sample of the values. A copy of a decoder starts without packed weights.
 
     Args:
-        weight_format (`str`): `float32` (the weights as they are stored, exact), `bfloat16`, `int8`, or `off`.
+        weight_format (`str`): `float32` (the weights as they are stored, exact), `bfloat16`, `int8`, or `off`. Layers
+            that the model itself holds rounded (`quantized_modules`) stay as they are in all of these.
 
     Raises:
         ValueError: for an unknown `weight_format`.
@@ -141,22 +147,25 @@ class EMambaDecoder:
         self._ready = (snapshot, packed)
         return packed
 
-    def step(self, emamba: nn.Module, cache: DynamicCache, ids: Tensor) -> tuple[Tensor, Tensor] | None:
+    def step(
+        self, emamba: nn.Module, cache: DynamicCache, ids: Tensor, log: StateLog | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """
-        Read one more token per row.
+        Read one more token per row; or several tokens of one row, its state being kept after each.
 
         Args:
             emamba: the model. cache: its state, updated in place. ids: `(B, 1)` long.
+            log: where to keep the states of the one row of `ids` `(1, T)`; `cache` is then left as it is.
 
         Returns:
-            final hidden states `(B, 1, D)` in the weights' dtype and logits `(B, 1, V)` in float32; `None`, with
-            nothing done, where the modules have to be run.
+            final hidden states `(B, T, D)` in the weights' dtype and logits `(B, T, V)` in float32, the same whether
+            tokens are read one by one or together; `None`, with nothing done, where the modules have to be run.
 
         Raises:
             IndexError: for an id outside the vocabulary.
             MemoryError: where the workspace finds no memory.
         """
-        if self.weight_format == OFF or ids.shape[1] != 1 or not may_run(emamba, ids):
+        if self.weight_format == OFF or (log is None and ids.shape[1] != 1) or not may_run(emamba, ids):
             return None
         if self._ready is None or (self._ready[1] is not None and not self._ready[0].holds(emamba)):
             self.prepare(emamba)
@@ -164,7 +173,7 @@ class EMambaDecoder:
         if packed is None or self._ready[0].modules[0] is not emamba:
             return None
         states = cached_states(cache, packed, ids.shape[0])
-        return None if states is None else run_step(packed, ids.contiguous(), *states)
+        return None if states is None else run_step(packed, ids.contiguous(), *states, log)
 
 
 def may_run(emamba: nn.Module, ids: Tensor) -> bool:
@@ -204,17 +213,19 @@ def cached_states(cache: DynamicCache, packed: PackedWeights, batch: int) -> tup
     return (windows, states) if len({window.dtype for window in windows}) == 1 else None
 
 
-def run_step(packed: PackedWeights, ids: Tensor, windows: list[Tensor], states: list[Tensor]) -> tuple[Tensor, Tensor]:
+def run_step(
+    packed: PackedWeights, ids: Tensor, windows: list[Tensor], states: list[Tensor], log: StateLog | None = None
+) -> tuple[Tensor, Tensor]:
     """Call the library; the caller answers for shapes, dtypes and contiguous memory. As `EMambaDecoder.step`."""
-    batch, count = ids.shape[0], len(windows)
+    (batch, length), count = ids.shape, len(windows)
     args = type(packed.args).from_buffer_copy(packed.args)
-    hidden = torch.empty(batch, 1, args.hidden)
-    logits = torch.empty(batch, 1, args.vocab)
+    hidden = torch.empty(batch, length, args.hidden)
+    logits = torch.empty(batch, length, args.vocab)
     args.ids, args.hidden_out, args.logits = ids.data_ptr(), hidden.data_ptr(), logits.data_ptr()
     args.windows = (ctypes.c_void_p * count)(*[window.data_ptr() for window in windows])
     args.states = (ctypes.c_void_p * count)(*[state.data_ptr() for state in states])
     args.batch, args.window_format, args.threads = batch, STORED[windows[0].dtype], torch.get_num_threads()
-    error = DECODE_LIBRARY.mambaformer_decode_step(ctypes.byref(args))
+    error = log.run(args, length) if log else DECODE_LIBRARY.mambaformer_decode_step(ctypes.byref(args))
     if error == 2:
         raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")
     if error:

@@ -3,7 +3,8 @@
 EMamba's weights in the form in which the compiled decoding step (`native/decode_step.cpp`) reads them.
 
 `float32` keeps every matrix as it is stored and copies nothing; `bfloat16` and `int8` hold rounded copies beside the
-model. In every format, norms, convolution, the projection of step sizes, A and D are float32.
+model. Matrices that are rounded in the model itself (`quantized_modules`) are read where they are, whatever the
+format. In every format, norms, convolution, the projection of step sizes, A and D are float32.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .native_library import found_libraries
+from .quantized_modules import RoundedWeight
+from .weight_rounding import GROUP, quantize_rows
 
-DECODE_ABI = 1
-FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # of native/decode_step.cpp
+DECODE_ABI = 2
+FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # of native/decode_step.cpp
 BYTES = 64  # columns of an int8 matrix are filled up to a multiple of this
 LOG2_E = 1.4426950408889634
 WIDEST_INT8 = 65536  # columns, whose int8 products still add up in 32 bits
@@ -42,7 +45,8 @@ class StepArgs(ctypes.Structure):
     """`StepArgs` of native/decode_step.cpp."""
 
     _fields_ = [("layers", ctypes.POINTER(Layer)), ("ids", ctypes.c_void_p), ("embedding", ctypes.c_void_p)]
-    _fields_ += [("norm", ctypes.c_void_p), ("windows", ctypes.POINTER(ctypes.c_void_p))]
+    _fields_ += [("embedding_scale", ctypes.c_void_p), ("norm", ctypes.c_void_p)]
+    _fields_ += [("windows", ctypes.POINTER(ctypes.c_void_p))]
     _fields_ += [("states", ctypes.POINTER(ctypes.c_void_p)), ("hidden_out", ctypes.c_void_p)]
     _fields_ += [("logits", ctypes.c_void_p), ("head", Matrix), ("epsilon", ctypes.c_double)]
     _fields_ += [
@@ -57,6 +61,7 @@ class StepArgs(ctypes.Structure):
             "rank",
             "vocab",
             "embedding_format",
+            "embedding_row",
             "window_format",
             "threads",
         )
@@ -77,19 +82,6 @@ def load_decode_library() -> ctypes.CDLL | None:
 DECODE_LIBRARY = load_decode_library()
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    Round a matrix `(rows, columns)` to int8, symmetrically, with one scale a row.
-
-    Returns:
-        int8 `(rows, columns)` in [-127, 127] and float32 scales `(rows,)`; their product is the rounded matrix.
-    """
-    weight = weight.detach().float()
-    scale = weight.abs().amax(1) / 127  # (rows,)
-    whole = (weight / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_()
-    return whole.clamp_(-127, 127).to(torch.int8), scale
-
-
 class PackedWeights:
     """
     The decoding step's view of one EMamba; it owns what it copied and refers to the rest.
@@ -104,17 +96,15 @@ class PackedWeights:
         self.plain: list[Tensor] = []  # parameters whose own memory the structures point to
         self.copies: list[Tensor] = []  # what was made from parameters, and is pointed to
         self.sources: list[Tensor] = []  # the parameters it was made from
+        self.filled: dict[int, tuple[int, int]] = {}  # of int8 matrices: parameter -> addresses of rows and their sums
         backbone, config = emamba.base_model, emamba.config
         blocks = list(backbone.layers)
         self.layers = (Layer * len(blocks))()
         for layer, block in zip(self.layers, blocks, strict=True):
             self._fill(layer, block)
-        embedding = self._plain(backbone.embeddings.weight)
-        self.dtype = embedding.dtype
         mixer = blocks[0].mixer
         self.args = StepArgs(
             layers=self.layers,
-            embedding=embedding.data_ptr(),
             norm=self._float(backbone.norm_f.weight),
             head=self._matrix(emamba.get_output_embeddings()),
             epsilon=config.layer_norm_epsilon,
@@ -124,9 +114,8 @@ class PackedWeights:
             state=mixer.ssm_state_size,
             kernel=mixer.conv_kernel_size,
             rank=mixer.time_step_rank,
-            vocab=embedding.shape[0],
-            embedding_format=STORED[embedding.dtype],
         )
+        self.dtype = self._embed(backbone.embeddings)
         self.window_shape = (mixer.intermediate_size, mixer.conv_kernel_size)
         self.state_shape = (mixer.intermediate_size, mixer.ssm_state_size)
         self.checked = self.sample()
@@ -140,7 +129,22 @@ class PackedWeights:
     def step_bytes(self) -> int:
         """Bytes of weights that one step reads: all matrices, whatever the batch."""
         matrices = [m for layer in self.layers for m in (layer.in_proj, layer.x_proj, layer.dt_proj, layer.out_proj)]
-        return sum(m.rows * m.columns * (4, 2, 1)[m.format] for m in [*matrices, self.args.head])
+        matrices.append(self.args.head)
+        groups = sum(m.rows * -(-m.columns // GROUP) * (GROUP // 2 + 2) for m in matrices if m.format == INT4)
+        return groups + sum(m.rows * m.columns * (4, 2, 1)[m.format] for m in matrices if m.format != INT4)
+
+    def _embed(self, embeddings: nn.Module) -> torch.dtype:
+        """Enter the embeddings; returns the dtype in which the modules read them."""
+        args, rounded = self.args, isinstance(embeddings, RoundedWeight)
+        weight = embeddings.qweight if rounded else self._plain(embeddings.weight)
+        args.vocab = weight.shape[0]
+        if rounded:
+            args.embedding, args.embedding_scale = self._rows(weight)[0], self._float(embeddings.scales)
+            args.embedding_format, args.embedding_row = INT8, -(-args.hidden // BYTES) * BYTES
+            return torch.float32
+        args.embedding, args.embedding_format = weight.data_ptr(), STORED[weight.dtype]
+        args.embedding_row = args.hidden
+        return weight.dtype
 
     def _fill(self, layer: Layer, block: nn.Module) -> None:
         mixer = block.mixer
@@ -154,31 +158,53 @@ class PackedWeights:
         layer.dt_proj = self._matrix(mixer.dt_proj, rounded=False)
         layer.out_proj = self._matrix(mixer.out_proj)
 
-    def _matrix(self, linear: nn.Linear, rounded: bool = True) -> Matrix:
+    def _matrix(self, linear: nn.Module, rounded: bool = True) -> Matrix:
         """A linear layer's matrix and bias; `rounded=False` keeps it float32 whatever the format."""
         weight, (rows, columns) = linear.weight, linear.weight.shape
         matrix = Matrix(bias=self._float(linear.bias), rows=rows, columns=columns)
-        if not rounded:
+        if isinstance(linear, RoundedWeight):
+            if linear.weight_format == "int4":
+                matrix.data, matrix.format = self._plain(linear.qweight).data_ptr(), INT4
+                matrix.scale = self._as(linear.scales, torch.bfloat16)
+            else:
+                (matrix.data, matrix.sums), matrix.format = self._rows(linear.qweight), INT8
+                matrix.scale = self._float(linear.scales)
+        elif not rounded:
             matrix.data, matrix.format = self._float(weight), FLOAT32
         elif self.weight_format == "int8":
             whole, scale = quantize_rows(weight)
-            filled = whole.new_zeros(rows, -(-columns // BYTES) * BYTES)
-            filled[:, :columns] = whole
-            matrix.data, matrix.scale = self._copy(weight, filled), self._copy(weight, scale)
-            matrix.sums, matrix.format = self._copy(weight, filled.sum(1, dtype=torch.int32)), INT8
+            (matrix.data, matrix.sums), matrix.format = self._rows(whole, weight), INT8
+            matrix.scale = self._copy(weight, scale)
         elif self.weight_format == "bfloat16" and weight.dtype != torch.bfloat16:
             matrix.data, matrix.format = self._copy(weight, weight.detach().to(torch.bfloat16)), BFLOAT16
         else:
             matrix.data, matrix.format = self._plain(weight).data_ptr(), STORED[weight.dtype]
         return matrix
 
+    def _rows(self, whole: Tensor, source: Tensor | None = None) -> tuple[int, int]:
+        """Addresses of int8 rows, filled up with zeros, and of their sums; `source` is what they were rounded from."""
+        if source is None and id(whole) in self.filled:  # a head that is tied to the embeddings
+            return self.filled[id(whole)]
+        parameter = whole if source is None else source
+        rest = -whole.shape[1] % BYTES
+        if rest or source is not None:
+            data = self._copy(parameter, torch.nn.functional.pad(whole.detach(), (0, rest)))
+        else:
+            data = self._plain(whole).data_ptr()
+        addresses = data, self._copy(parameter, whole.detach().sum(1, dtype=torch.int32))
+        if source is None:
+            self.filled[id(whole)] = addresses
+        return addresses
+
     def _float(self, parameter: Tensor | None) -> int | None:
         """Address of a parameter in float32, the parameter's own where possible."""
-        if parameter is None:
-            return None
-        if parameter.dtype == torch.float32:
+        return None if parameter is None else self._as(parameter, torch.float32)
+
+    def _as(self, parameter: Tensor, dtype: torch.dtype) -> int:
+        """Address of a parameter in `dtype`, the parameter's own where possible."""
+        if parameter.dtype == dtype:
             return self._plain(parameter).data_ptr()
-        return self._copy(parameter, parameter.detach().float())
+        return self._copy(parameter, parameter.detach().to(dtype))
 
     def _plain(self, parameter: Tensor) -> Tensor:
         """The parameter itself, or a contiguous copy."""

@@ -95,7 +95,7 @@ class TokenRouter(nn.Module):
         allowed: torch.Tensor,
         ended: torch.Tensor,
         first_new: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor, RouterState]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, RouterState]:
         """
         Unroll the choice over the positions of `encoded` `(B, T, H)`: each sees the choices before it.
 
@@ -107,13 +107,15 @@ class TokenRouter(nn.Module):
             first_new: positions before this one predict given tokens, which do not count against `cap`.
 
         Returns:
-            experts `(B, T)` long (0, 1, or -1 where ended), gaps `(B, T)` long, and the state after the last position.
+            experts `(B, T)` long (0, 1, or -1 where ended), gaps `(B, T)` long, margins `(B, T)`, and the state after
+            the last position.
         """
         previous, since, spent = state.previous, state.since, state.spent
-        experts, gaps = [], []
+        experts, gaps, margins = [], [], []
         for t in range(encoded.shape[1]):
             gap = since + 1  # (B,)
-            routed = (self.margin(encoded[:, t], previous, gap) > threshold) & allowed & ~ended[:, t]  # (B,)
+            margin = self.margin(encoded[:, t], previous, gap)  # (B,)
+            routed = (margin > threshold) & allowed & ~ended[:, t]  # (B,)
             if cap is not None:
                 routed &= spent < cap
             previous = routed.to(previous.dtype)
@@ -122,8 +124,9 @@ class TokenRouter(nn.Module):
                 spent = spent + routed
             experts.append(torch.where(ended[:, t], ENDED, torch.where(routed, ET5, EMAMBA)))
             gaps.append(gap)
+            margins.append(margin)
         state = replace(state, previous=previous, since=since, spent=spent)
-        return torch.stack(experts, dim=1), torch.stack(gaps, dim=1), state
+        return torch.stack(experts, dim=1), torch.stack(gaps, dim=1), torch.stack(margins, dim=1), state
 
 
 def past_of(experts: torch.Tensor, state: RouterState) -> tuple[torch.Tensor, torch.Tensor]:

@@ -80,15 +80,17 @@ def choose(
     else:
         allowed = gate_logit > request.gate_threshold
     soft = request.routing == "soft"
+    margin = None
     if teacher is None:
-        expert, gap, chosen = model.router.choose(
+        expert, gap, margin, chosen = model.router.choose(
             encoded, state, request.threshold, None if soft else request.cap, allowed, ended, request.first_new
         )
         after.previous, after.since, after.spent = chosen.previous, chosen.since, chosen.spent
     else:
         expert, gap = teacher, past_of(teacher, state)[1]
-    previous, _ = past_of(expert, state)
-    margin = model.router.margin(encoded, previous, gap)  # (B, T), differentiable, given the choices before
+    if margin is None or torch.is_grad_enabled():
+        previous, _ = past_of(expert, state)
+        margin = model.router.margin(encoded, previous, gap)  # (B, T), differentiable, given the choices before
     asked = ~ended if soft else expert == ET5
     return Choice(expert, gap, margin.masked_fill(ended, float("nan")), asked, logits, after)
 

@@ -1,0 +1,227 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+Exact look-ahead decoding (speculative decoding, arXiv 2211.17192, with prompt lookup for a draft), one row at a time.
+
+What followed earlier in source or answer, where the text was as it ends now, is proposed. EMamba reads the next token
+and the proposed ones in one pass, which is one reading of its weights, and keeps its state after each. As long as the
+tokens that `generate` hands in, whoever wrote them, are those that were read, their logits are there already; at the
+first other one EMamba goes back to its state before it. So every processor, sampler and stopping rule of `generate`
+applies as ever, and tokens and choices are those of plain decoding: the pass gives EMamba's logits to the bit, and a
+position at which the router might choose ET5 is judged alone, as it would have been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from .cache_mambaformer import MambaFormerCache
+from .router import RouterState
+from .routing_pass import Choice, choose
+from .state_log import StateLog, can_log
+
+logger = logging.get_logger("transformers.mambaformer")
+
+SHORTEST, LONGEST = 2, 8  # tokens that must, and that may, agree before something is proposed
+FIRST = 2  # tokens proposed at first; then twice as many as the last pass was good for
+ROUNDING = 1000  # margins nearer to the threshold than so many roundings are judged alone
+
+
+@dataclass
+class LookAheadCounts:
+    """
+    What look-ahead did in one generation.
+
+    Attributes:
+        passes: verifications, each of them one reading of EMamba's weights.
+        proposed: tokens read ahead in these. accepted: those of them that the answer went on with.
+        off: why nothing was proposed at all, or from some token on; `None` where look-ahead was at work.
+    """
+
+    passes: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    off: str | None = None
+
+
+def check_look_ahead(value: Any) -> int:
+    """The argument of `generate`, `None` being 0. Raises `ValueError` for anything but a whole number from 0 on."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"look_ahead is {value!r}: give the number of tokens to propose at a time, 0 for none.")
+    return value
+
+
+def as_text(ids: torch.Tensor) -> str:
+    """Token ids as a string with one character each, in which Python searches fast."""
+    return "".join(map(chr, ids.flatten().tolist()))
+
+
+def continuation(text: str, width: int) -> str:
+    """Up to `width` characters that followed where `text` last was as it ends, by the longest such ending."""
+    after = len(text)
+    for length in range(SHORTEST, LONGEST + 1):
+        found = text.rfind(text[-length:], 0, len(text) - 1)
+        if found < 0:
+            break
+        after = found + length
+    return text[after : after + max(width, 0)]
+
+
+class LookAhead:
+    """
+    Look-ahead of one generation, held by its cache.
+
+    Args:
+        width: the most tokens to propose at a time. It begins with `FIRST` and grows where proposals are good, so that
+            answers which repeat nothing lose little.
+        cache: of the request. More than one row (a batch, beams, returned sequences) turn look-ahead off: rows agree
+            with their proposals to different lengths, and a step of several rows shares its reading of the weights
+            already. So do `routing="et5"` and `"soft"`, which ask ET5 one token at a time, and `use_cache=False`.
+        limit: longest decoder sequence. ends: ids that end an answer; nothing is proposed from them on.
+    """
+
+    def __init__(self, width: int, cache: MambaFormerCache, limit: int, ends: Iterable[int]):
+        self.width, self.limit, self.reach = width, limit, FIRST
+        self.ends = set(map(chr, ends))
+        self.counts = LookAheadCounts()
+        self.text = ""
+        self.logs: list[StateLog] = []
+        self.ahead: Ahead | None = None
+        if len(cache.row_source) != 1:
+            self.turn_off("it serves one row at a time: a batch, beams and returned sequences are decoded plainly")
+        elif cache.request.routing in ("et5", "soft"):
+            self.turn_off(f"routing={cache.request.routing!r} asks ET5 for every token, one at a time")
+        elif not cache.keep_states:
+            self.turn_off("use_cache=False keeps no state to go back to")
+        elif not can_log():
+            self.turn_off("the compiled decoding step was not built, or is of an older version; install again")
+        else:
+            self.text = as_text(cache.sources.input_ids[cache.sources.attention_mask.bool()])
+
+    def turn_off(self, reason: str) -> None:
+        """Propose nothing from now on."""
+        self.counts.off, self.ahead = reason, None
+        logger.warning_once(f"look_ahead is not used: {reason}.")
+
+    def choose(self, model: nn.Module, cache: MambaFormerCache, ids: torch.Tensor) -> Choice | None:
+        """
+        Who speaks after `ids` `(1, T)`, the decoder tokens that follow those in `cache`.
+
+        EMamba's state in `cache` is then that after `ids`, and the choice holds the router's. Returns `None`, with
+        nothing done, where EMamba has to read them in the plain way.
+        """
+        if self.counts.off:
+            return None
+        self.text += as_text(ids)
+        if self.ahead is not None and ids.shape[1] == 1 and self.ahead.follows(int(ids)):
+            self.counts.accepted += 1
+        else:
+            self.reach = self.reach if self.ahead is None else max(FIRST, 2 * self.ahead.taken)
+            self.ahead = self._look(model, cache, ids) if ids.shape[1] == 1 else None
+        return None if self.ahead is None else self.ahead.take(model, cache)
+
+    def _look(self, model: nn.Module, cache: MambaFormerCache, ids: torch.Tensor) -> Ahead | None:
+        """Read the one token `ids` `(1, 1)` and what is proposed to follow it, if anything."""
+        text = continuation(self.text, min(self.width, self.reach, self.limit - cache.get_seq_length() - 2))
+        text = text[: next((i for i, token in enumerate(text) if token in self.ends), None)]
+        if not text or cache.emamba is None:
+            return None
+        if not self.logs:
+            self.logs = [StateLog(cache.emamba, self.width + 1) for _ in range(2)]
+        tokens = torch.cat([ids, ids.new_tensor([list(map(ord, text))])], dim=1)  # (1, 1 + n)
+        log = self.logs[0]
+        read = model.emamba_decoder.step(model.emamba, cache.emamba, tokens, log)
+        if read is None:
+            self.turn_off("EMamba's compiled decoding step does not apply to this model or call")
+            return None
+        self.logs.reverse()  # the state now lives in this log: the next pass writes the other one
+        self.counts.passes += 1
+        self.counts.proposed += len(text)
+        hidden, logits = read
+        return Ahead(tokens, hidden, logits, log)
+
+
+class Ahead:
+    """
+    Tokens of one pass and how many of them have been taken; the first was certain, the others were proposed.
+
+    Args:
+        tokens: `(1, T)`. hidden: `(1, T, D)`. logits: `(1, T, V)`. log: EMamba's states after each.
+    """
+
+    def __init__(self, tokens: torch.Tensor, hidden: torch.Tensor, logits: torch.Tensor, log: StateLog):
+        self.tokens, self.hidden, self.logits, self.log = tokens, hidden, logits, log
+        self.order = tokens[0].tolist()
+        self.taken = self.judged_from = self.judged_to = 0
+        self.choice: Choice | None = None
+
+    def follows(self, token: int) -> bool:
+        """Whether `token` is the one that was read next."""
+        return self.taken < len(self.order) and self.order[self.taken] == token
+
+    def take(self, model: nn.Module, cache: MambaFormerCache) -> Choice:
+        """Let EMamba's state in `cache` be that after the next token, and say who speaks there."""
+        at = self.taken
+        if at == self.judged_to:
+            self._judge(model, cache)
+        self.taken += 1
+        self.log.restore(cache.emamba, at)
+        here, choice = slice(at - self.judged_from, at - self.judged_from + 1), self.choice
+        return Choice(
+            *(x[:, here] for x in (choice.expert, choice.gap, choice.margin, choice.asked)),
+            emamba_logits=self.logits[:, at : at + 1],
+            state=choice.state or advanced(model, cache.router, self.tokens[:, at : at + 1]),
+        )
+
+    def _judge(self, model: nn.Module, cache: MambaFormerCache) -> None:
+        """
+        Choose for the next token: with those that follow, as far as EMamba speaks there beyond doubt, else alone.
+
+        Rounding may differ between one position and several, hence the doubt. Alone, the router's numbers are those of
+        plain decoding to the bit.
+        """
+        request, left = cache.request, len(self.order) - self.taken
+        scalars, gate_logit = cache.row_scalars(), cache.gate_logit[cache.row_source]
+
+        def judge(count: int, teacher: torch.Tensor | None = None) -> Choice:
+            part = slice(self.taken, self.taken + count)
+            ids, hidden = self.tokens[:, part], self.hidden[:, part].clone()
+            ended = torch.zeros_like(ids, dtype=torch.bool)
+            return choose(
+                model, request, ids, ended, hidden, cache.router, scalars, gate_logit, teacher, self.logits[:, part]
+            )
+
+        clear = 0
+        if request.routing == "emamba":
+            clear, choice = left, judge(left)
+        elif left > 1:
+            choice = judge(left, torch.zeros_like(self.tokens[:, self.taken :]))
+            choice.state = None  # to be brought up token by token, as plain decoding does
+            may_speak = request.cap is None or int(cache.router.spent) < request.cap
+            may_speak &= request.gate_threshold is None or bool(gate_logit > request.gate_threshold)
+            margin = choice.margin[0]  # (n,)
+            near = ROUNDING * torch.finfo(margin.dtype).eps * (1 + margin.abs())
+            doubtful = (margin > request.threshold - near).nonzero() if may_speak else ()
+            clear = int(doubtful[0]) if len(doubtful) else left
+        self.choice = choice if clear else judge(1)
+        self.judged_from, self.judged_to = self.taken, self.taken + max(clear, 1)
+
+
+def advanced(model: nn.Module, state: RouterState, ids: torch.Tensor) -> RouterState:
+    """The router's `state` after one more token `ids` `(1, 1)` at which EMamba speaks, as `choose` makes it."""
+    return replace(
+        state,
+        previous=torch.zeros_like(state.previous),
+        since=state.since + 1,
+        domain_sum=state.domain_sum + model.router.domain_weight[ids[0]].float(),
+        embedding_sum=state.embedding_sum + model.emamba.get_input_embeddings()(ids)[:, 0].float(),
+        seen=state.seen + 1,
+        position=state.position + 1,
+    )
