@@ -14,6 +14,7 @@ import mambaformer
 PUBLIC = {
     "MambaFormerConfig",
     "MambaFormerForConditionalGeneration",
+    "MambaFormerQuantizationConfig",
     "MambaFormerTokenizer",
     "MambaFormerTrainer",
     "MambaFormerTrainingArguments",
