@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import time
@@ -27,8 +26,7 @@ from ..modeling_mambaformer.emamba_decoder import EMambaDecoder
 from ..modeling_mambaformer.mamba_mixer import use_selective_scan
 from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY, WEIGHT_FORMATS
 from ..modeling_mambaformer.quantized_modules import round_emamba
-from .machine import write_result
-from .report import any_table
+from .machine import write_table
 
 LIBRARY_MODULES, OUR_MODULES = "transformers' modules, float32", "our modules, float32"
 STREAM_BYTES = 256 * 2**20
@@ -153,10 +151,7 @@ def main() -> None:
         "bytes_per_second": speeds,
         "milliseconds": times,
     }
-    path = write_result(arguments.name, result)
-    text = any_table(json.loads(path.read_text(encoding="utf-8")))
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_table(arguments.name, result)
 
 
 if __name__ == "__main__":

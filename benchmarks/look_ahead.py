@@ -13,7 +13,6 @@ Writes `benchmarks/results/look_ahead.json` and `look_ahead.md`.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import time
@@ -26,8 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
 
 from ..dental_qa import load_dental_qa
-from .machine import write_result
-from .report import any_table
+from .machine import write_table
 
 PLAIN = 0  # the width of no look-ahead
 
@@ -156,10 +154,7 @@ def main() -> None:
         "arguments": vars(arguments),
         "questions": figures,
     }
-    path = write_result(arguments.name, result)
-    text = any_table(json.loads(path.read_text(encoding="utf-8")))
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_table(arguments.name, result)
 
 
 if __name__ == "__main__":

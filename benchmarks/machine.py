@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ..trainer.machine import describe_machine
+from .report import any_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -17,3 +18,11 @@ def write_result(name: str, result: dict[str, object]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": describe_machine(), **result}, indent=2, ensure_ascii=False) + "\n")
     return path
+
+
+def write_table(name: str, result: dict[str, object]) -> None:
+    """Write `result`, which brings `columns` and `rows`, as JSON and as a Markdown table beside it, and print this."""
+    path = write_result(name, result)
+    text = any_table(json.loads(path.read_text(encoding="utf-8")))
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)

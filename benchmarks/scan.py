@@ -11,7 +11,6 @@ Writes `benchmarks/results/scan.json` and `scan.md`; the JSON holds wall and pro
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -23,8 +22,7 @@ from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
 from ..modeling_mambaformer.native_library import LIBRARY
 from ..modeling_mambaformer.selective_scan import selective_scan
-from .machine import write_result
-from .report import any_table
+from .machine import write_table
 
 LOOP = "transformers' loop"
 NAMES = {"loop": LOOP, "torch": "chunked PyTorch", "native": "compiled"}
@@ -133,10 +131,7 @@ def main() -> None:
         "deviations": deviations,
         "wall_and_processor_seconds": times,
     }
-    path = write_result(arguments.name, result)
-    text = any_table(json.loads(path.read_text(encoding="utf-8")))
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_table(arguments.name, result)
 
 
 if __name__ == "__main__":

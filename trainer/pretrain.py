@@ -171,13 +171,14 @@ def prepare_data(arguments: PretrainArguments) -> None:
     train = read_dental_qa(arguments.dental_qa, "train")
     validation = read_dental_qa(arguments.dental_qa, "validation")
     examples = dental_examples(train, arguments.max_context_words, arguments.seed)
+    asked_at_random = arguments.rewordings or arguments.context_rows
+    concepts, trained = load_concepts()[0] if asked_at_random else [], {row["concept"] for row in train}
     if arguments.rewordings:
-        trained = {row["concept"] for row in train}
-        reworded = reworded_rows(load_concepts()[0], trained, arguments.rewordings, arguments.seed)
+        reworded = reworded_rows(concepts, trained, arguments.rewordings, arguments.seed)
         examples += [Example(format_source(question), answer, "dental") for question, answer in reworded]
     if arguments.context_rows:
-        limits = arguments.context_rows, arguments.max_context_words
-        passages = reworded_contexts(load_concepts()[0], {row["concept"] for row in train}, *limits, arguments.seed)
+        count, longest = arguments.context_rows, arguments.max_context_words
+        passages = reworded_contexts(concepts, trained, count, longest, arguments.seed)
         examples += [Example(format_source(question, text), answer, "context") for question, text, answer in passages]
     medquad = read_medquad(arguments.medquad)[: arguments.medquad_rows] if arguments.medquad else []
     examples += medquad_examples(medquad, arguments.seed)
