@@ -55,7 +55,7 @@ struct Buffer {
   Buffer& operator=(const Buffer&) = delete;
 };
 
-int thread_index() {
+[[maybe_unused]] int thread_index() {
 #ifdef _OPENMP
   return omp_get_thread_num();
 #else

@@ -52,15 +52,14 @@ def states(output) -> list[torch.Tensor]:
 
 
 def check_same(found, plain) -> LookAheadCounts:
-    """To the bit: tokens, logits, choices, costs and states. Margins: up to rounding."""
+    """To the bit: tokens, logits, choices, margins, costs and states."""
     assert torch.equal(found.sequences, plain.sequences)
     assert all(torch.equal(x, y) for x, y in zip(found.logits, plain.logits, strict=True))
     mine, theirs = found.route_trace, plain.route_trace
     for name in ("expert", "gap", "et5_passes", "et5_tokens", "encoder_calls"):
         assert torch.equal(mine[name], theirs[name]), name
-    for name in ("log_p_emamba", "log_p_et5"):
+    for name in ("margin", "log_p_emamba", "log_p_et5"):
         torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(mine.margin, theirs.margin, rtol=0, atol=1e-4, equal_nan=True)
     assert all(torch.equal(x, y) for x, y in zip(states(found), states(plain), strict=True))
     assert found.past_key_values.router.position == plain.past_key_values.router.position
     assert "look_ahead" not in plain
@@ -187,7 +186,7 @@ def test_formats(models, weight_format):
 
 
 def test_a_model_in_bfloat16(models):
-    """Where roundings are coarse nearly every choice is in doubt, and made alone."""
+    """Its router is asked one position at a time, by PyTorch."""
     model = copy.deepcopy(models[0]).to(torch.bfloat16)
     check_same(answer(model, question(9), 4), answer(model, question(9), 0))
 

@@ -18,6 +18,7 @@ from .merger import merge
 from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
 from .router import RouterState, past_of
 from .router_inputs import router_inputs
+from .router_step import router_step
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Choice:
         asked: `(B, T)` bool, positions at which ET5's logits are needed.
         emamba_logits: `(B, T, V)`, or `None` where EMamba was not run.
         state: the router's state after the last position, or `None` where it was not run.
+        log_top: `(B, T)`, log-probability of EMamba's likeliest token, where it is known already.
     """
 
     expert: torch.Tensor
@@ -38,6 +40,7 @@ class Choice:
     asked: torch.Tensor
     emamba_logits: torch.Tensor | None
     state: RouterState | None
+    log_top: torch.Tensor | None = None
 
 
 def choose(
@@ -73,17 +76,25 @@ def choose(
         margin = torch.full(ids.shape, float("nan"), device=ids.device)
         return Choice(expert, gap, margin, expert == ET5, logits, state)
 
-    inputs, after = router_inputs(model.emamba, model.router, model.config, hidden, logits, ids, state, scalars)
-    encoded = model.router.encode(inputs)  # (B, T, H)
     if request.gate_threshold is None:
         allowed = torch.ones_like(gate_logit, dtype=torch.bool)  # (B,)
     else:
         allowed = gate_logit > request.gate_threshold
     soft = request.routing == "soft"
+    limits = (request.threshold, None if soft else request.cap, request.first_new)
+    if teacher is None:
+        embeddings = model.emamba.get_input_embeddings()
+        step = router_step(model.router, embeddings, ids, hidden, logits, state, scalars, allowed, ended, *limits)
+        if step is not None:
+            asked = ~ended if soft else step.expert == ET5
+            return Choice(step.expert, step.gap, step.margin, asked, logits, step.state, step.log_top)
+
+    inputs, after = router_inputs(model.emamba, model.router, model.config, hidden, logits, ids, state, scalars)
+    encoded = model.router.encode(inputs)  # (B, T, H)
     margin = None
     if teacher is None:
         expert, gap, margin, chosen = model.router.choose(
-            encoded, state, request.threshold, None if soft else request.cap, allowed, ended, request.first_new
+            encoded, state, *limits[:2], allowed, ended, request.first_new
         )
         after.previous, after.since, after.spent = chosen.previous, chosen.since, chosen.spent
     else:
@@ -120,6 +131,9 @@ def merge_experts(
             merged = merge(name, emamba_logits[asked], et5_logits[asked], margin[asked], kappa)  # (n, V)
             logits = emamba_logits.masked_scatter(asked[..., None], merged.to(emamba_logits.dtype))  # (B, K, V)
     trace = RouteTrace(expert=expert, margin=margin.detach(), gap=gap)
+    if et5_logits is None and choice.log_top is not None:
+        trace.log_p_emamba, trace.log_p_et5 = choice.log_top[:, last], torch.full_like(margin, float("nan"))
+        return logits, trace
     top = logits.argmax(-1, keepdim=True)  # (B, K, 1)
     trace.log_p_emamba = log_probability(emamba_logits, top, expert != ENDED)
     trace.log_p_et5 = log_probability(et5_logits, top, asked)

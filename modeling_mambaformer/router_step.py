@@ -1,0 +1,170 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+The router's features, margin and choice in one call of compiled code (`native/router_step.cpp`).
+
+It does what `router_inputs`, `TokenRouter.encode` and `TokenRouter.choose` do, for a router in float32 on a CPU that
+nothing trains, traces or listens to. Where it does not apply it returns `None`, and those are run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .packed_weights import DECODE_LIBRARY
+from .router import RouterState, TokenRouter
+from .router_features import FEATURE_GROUPS, complexity, domain, length
+
+GROUP_CODES = {complexity: 0, length: 1, domain: 2}  # of native/router_step.cpp
+POINTERS = (
+    "ids embeddings states logits source_length source_domain hidden_proj feature_weight feature_bias past_weight "
+    "score_weight score_bias domain_weight groups allowed ended previous domain_sum embedding_sum since spent seen "
+    "margin log_top expert gap"
+)
+INTEGERS = (
+    "batch length dim vocab rank width features group_count position first_new cap max_target_length threads"
+)
+
+
+class RouterArgs(ctypes.Structure):
+    """`RouterArgs` of native/router_step.cpp."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in POINTERS.split()] + [("threshold", ctypes.c_double)]
+    _fields_ += [(name, ctypes.c_int64) for name in INTEGERS.split()]
+
+
+@dataclass
+class RouterStep:
+    """
+    What one call decided, for T positions of B rows.
+
+    Attributes:
+        expert, gap: `(B, T)` long, as in `RouteTrace`. margin: `(B, T)` float32, NaN after the end of an answer.
+        log_top: `(B, T)` float32, log-probability in nats of EMamba's likeliest token; NaN after the end.
+        state: the router's state after the last position.
+    """
+
+    expert: Tensor
+    gap: Tensor
+    margin: Tensor
+    log_top: Tensor
+    state: RouterState
+
+
+def router_step(
+    router: TokenRouter,
+    embeddings: nn.Module,
+    ids: Tensor,
+    hidden: Tensor,
+    logits: Tensor,
+    state: RouterState,
+    scalars: tuple[Tensor, Tensor],
+    allowed: Tensor,
+    ended: Tensor,
+    threshold: float,
+    cap: int | None,
+    first_new: int,
+) -> RouterStep | None:
+    """
+    Choose at decoder positions `ids` `(B, T)`, one after another, each seeing the choices before it.
+
+    Args:
+        embeddings: EMamba's input embeddings. hidden: `(B, T, D)`. logits: `(B, T, V)`, EMamba's.
+        state, scalars: the router's state before these positions and the sources' scalars, per row.
+        allowed: `(B,)` bool, the sequence gate. ended: `(B, T)` bool. threshold, cap, first_new: as in
+            `TokenRouter.choose`.
+
+    Returns:
+        the choices, or `None`, with nothing done, where PyTorch has to make them.
+
+    Raises:
+        IndexError: for an id outside the vocabulary.
+        MemoryError: where the workspace finds no memory.
+    """
+    inputs = (ids, hidden, logits, state.embedding_sum, *scalars, allowed, ended)
+    if not may_run(router, inputs):
+        return None
+    weights = plain_weights(router)
+    if weights is None:
+        return None
+    (batch, count), vocab = ids.shape, logits.shape[-1]
+    new = RouterState(
+        previous=state.previous.clone(),
+        since=state.since.clone(),
+        spent=state.spent.clone(),
+        domain_sum=state.domain_sum.clone(),
+        embedding_sum=state.embedding_sum.clone(),
+        seen=state.seen.clone(),
+        position=state.position + count,
+    )
+    margin, log_top = torch.empty(2, batch, count)
+    expert, gap = torch.empty(2, batch, count, dtype=torch.long)
+    groups = (ctypes.c_int64 * len(router.groups))(*(GROUP_CODES[FEATURE_GROUPS[name].compute] for name in router.groups))
+    tensors = {
+        **weights,
+        "ids": ids.contiguous(),
+        "embeddings": embeddings(ids).float().contiguous(),  # (B, T, D)
+        "states": hidden.float().contiguous(),
+        "logits": logits.float().contiguous(),
+        "source_length": scalars[0].float().contiguous(),
+        "source_domain": scalars[1].float().contiguous(),
+        "allowed": allowed.contiguous(),
+        "ended": ended.contiguous(),
+        "margin": margin,
+        "log_top": log_top,
+        "expert": expert,
+        "gap": gap,
+    }
+    args = RouterArgs(**{name: tensor.data_ptr() for name, tensor in tensors.items()}, threshold=threshold)
+    args.groups = ctypes.addressof(groups)
+    for name in ("previous", "domain_sum", "embedding_sum", "since", "spent", "seen"):
+        setattr(args, name, getattr(new, name).data_ptr())
+    args.batch, args.length, args.dim, args.vocab = batch, count, hidden.shape[-1], vocab
+    args.rank, args.width, args.features = router.hidden_proj.out_features, *router.feature_proj.weight.shape
+    args.group_count, args.position, args.first_new = len(groups), state.position, first_new
+    args.cap, args.max_target_length = -1 if cap is None else cap, router.max_target_length
+    args.threads = torch.get_num_threads()
+    error = DECODE_LIBRARY.mambaformer_router_step(ctypes.byref(args))
+    if error == 2:
+        raise IndexError(f"a token id is outside [0, {vocab}): {ids.flatten().tolist()}")
+    if error:
+        raise MemoryError(f"routing {batch} rows found no memory for its workspace; use a smaller batch")
+    return RouterStep(expert, gap, margin, log_top, new)
+
+
+def may_run(router: TokenRouter, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether this router may be run compiled on `inputs`: plain memory of a CPU, no gradients, nobody who traces."""
+    return not (
+        torch.is_grad_enabled()
+        or not hasattr(DECODE_LIBRARY, "mambaformer_router_step")
+        or type(router) is not TokenRouter
+        or router.training
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or any(type(x) is not Tensor or not x.is_cpu for x in inputs)
+        or any(FEATURE_GROUPS[name].compute not in GROUP_CODES for name in router.groups)
+    )
+
+
+def plain_weights(router: TokenRouter) -> dict[str, Tensor] | None:
+    """The router's weights by the names of `RouterArgs`; `None` if they are not float32, or somebody listens."""
+    layers = [router.hidden_proj, router.feature_proj, router.past_proj, router.score]
+    if any(type(x) is not nn.Linear or x._forward_hooks or x._forward_pre_hooks for x in layers):
+        return None
+    if type(router.act) is not nn.GELU or router.act.approximate != "none":
+        return None
+    weights = {
+        "hidden_proj": router.hidden_proj.weight,
+        "feature_weight": router.feature_proj.weight,
+        "feature_bias": router.feature_proj.bias,
+        "score_weight": router.score.weight,
+        "score_bias": router.score.bias,
+        "domain_weight": router.domain_weight,
+    }
+    if router.uses_past:
+        weights["past_weight"] = router.past_proj.weight
+    plain = all(x.dtype == torch.float32 and x.is_cpu and x.is_contiguous() for x in weights.values())
+    return weights if plain else None
