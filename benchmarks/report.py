@@ -124,6 +124,15 @@ def scores(result: Result) -> str:
     )
 
 
+def part_of(part: str) -> Callable[[Result], str]:
+    """Renders the table that stands as `part` in a result, beside its first one."""
+    return lambda result: any_table({**result[part], "machine": result["machine"], "command": result["command"]})
+
+
+for latency_part in ("targets", "parts", "et5", "throughput", "scaling"):
+    renders(f"latency-{latency_part}", "latency")(part_of(latency_part))
+
+
 @renders("model-index", "embedded_answers")
 def model_index(result: Result) -> str:
     """The card's machine-readable scores, as YAML."""

@@ -12,6 +12,7 @@ from .remote_code import RemoteCodeConfigMixin
 ROUTING_MODES = ("auto", "et5", "emamba", "soft")
 MERGERS = ("select", "mix", "complement")
 DECODE_FORMATS = ("off", "float32", "bfloat16", "int8")
+ET5_DECODE_FORMATS = ("off", "float32", "int8")
 T5_FAMILY = ("t5", "mt5", "umt5")
 MAMBA_FAMILY = ("mamba", "falcon_mamba", "mamba2")
 COSTS = ("pass", "token", "encoder", "emamba")
@@ -47,8 +48,9 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
         merger (`str`): how a routed token's two distributions are merged: `select`, `mix` or `complement`.
         complement_weight (`float`): kappa of the `complement` merger.
         routing (`str`): the default of a call's `routing`: `auto`, `et5`, `emamba` or `soft`.
-        emamba_decode (`str`): weights of EMamba's compiled decoding step on a CPU: `float32` (as they are stored,
+        emamba_decode (`str`): weights of EMamba's compiled code on a CPU: `float32` (as they are stored,
             exact), `bfloat16` or `int8` (a rounded copy, faster), or `off`.
+        et5_decode (`str`): the same of the compiled pass of ET5's decoder: `float32`, `int8` or `off`.
         cost_table (`dict[str, float]`, *optional*): measured milliseconds of one ET5 decoder pass (`pass`), one
             caught-up token (`token`), one encoder run (`encoder`) and one EMamba step (`emamba`).
 
@@ -87,6 +89,7 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
     complement_weight: float = 0.25
     routing: str = "auto"
     emamba_decode: str = "float32"
+    et5_decode: str = "float32"
     cost_table: dict[str, float] | None = None
 
     def __post_init__(self, **kwargs: Any):
@@ -161,6 +164,7 @@ def check_fields(config: MambaFormerConfig) -> None:
         )
     require(config.merger in MERGERS, "merger", f"choose one of {list(MERGERS)}")
     require(config.routing in ROUTING_MODES, "routing", f"choose one of {list(ROUTING_MODES)}")
+    require(config.et5_decode in ET5_DECODE_FORMATS, "et5_decode", f"choose one of {list(ET5_DECODE_FORMATS)}")
     require(config.emamba_decode in DECODE_FORMATS, "emamba_decode", f"choose one of {list(DECODE_FORMATS)}")
     budget, kappa = config.expert_budget, config.complement_weight
     require(is_number(budget) and 0 <= budget <= 1, "expert_budget", "give a share of tokens between 0 and 1")

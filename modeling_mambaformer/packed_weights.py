@@ -82,81 +82,32 @@ def load_decode_library() -> ctypes.CDLL | None:
 DECODE_LIBRARY = load_decode_library()
 
 
-class PackedWeights:
+class Packing:
     """
-    The decoding step's view of one EMamba; it owns what it copied and refers to the rest.
+    Matrices and vectors of a model in the form in which compiled code reads them.
+
+    It owns what it copied and refers to the rest, and knows both well enough to notice a change.
 
     Args:
-        emamba (`MambaForCausalLM`): whose modules the caller has found to be the plain ones, on the CPU.
-        weight_format (`str`): one of `WEIGHT_FORMATS`.
+        weight_format (`str`): one of `WEIGHT_FORMATS`, for matrices that the model holds in float32 or bfloat16.
     """
 
-    def __init__(self, emamba: nn.Module, weight_format: str):
+    def __init__(self, weight_format: str):
         self.weight_format = weight_format
         self.plain: list[Tensor] = []  # parameters whose own memory the structures point to
         self.copies: list[Tensor] = []  # what was made from parameters, and is pointed to
         self.sources: list[Tensor] = []  # the parameters it was made from
         self.filled: dict[int, tuple[int, int]] = {}  # of int8 matrices: parameter -> addresses of rows and their sums
-        backbone, config = emamba.base_model, emamba.config
-        blocks = list(backbone.layers)
-        self.layers = (Layer * len(blocks))()
-        for layer, block in zip(self.layers, blocks, strict=True):
-            self._fill(layer, block)
-        mixer = blocks[0].mixer
-        self.args = StepArgs(
-            layers=self.layers,
-            norm=self._float(backbone.norm_f.weight),
-            head=self._matrix(emamba.get_output_embeddings()),
-            epsilon=config.layer_norm_epsilon,
-            layer_count=len(blocks),
-            hidden=mixer.hidden_size,
-            dim=mixer.intermediate_size,
-            state=mixer.ssm_state_size,
-            kernel=mixer.conv_kernel_size,
-            rank=mixer.time_step_rank,
-        )
-        self.dtype = self._embed(backbone.embeddings)
-        self.window_shape = (mixer.intermediate_size, mixer.conv_kernel_size)
-        self.state_shape = (mixer.intermediate_size, mixer.ssm_state_size)
-        self.checked = self.sample()
 
     @property
     def copied_bytes(self) -> int:
         """Memory taken beside the parameters, in bytes."""
         return sum(x.nbytes for x in self.copies)
 
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of weights that one step reads: all matrices, whatever the batch."""
-        matrices = [m for layer in self.layers for m in (layer.in_proj, layer.x_proj, layer.dt_proj, layer.out_proj)]
-        matrices.append(self.args.head)
-        groups = sum(m.rows * -(-m.columns // GROUP) * (GROUP // 2 + 2) for m in matrices if m.format == INT4)
-        return groups + sum(m.rows * m.columns * (4, 2, 1)[m.format] for m in matrices if m.format != INT4)
-
-    def _embed(self, embeddings: nn.Module) -> torch.dtype:
-        """Enter the embeddings; returns the dtype in which the modules read them."""
-        args, rounded = self.args, isinstance(embeddings, RoundedWeight)
-        weight = embeddings.qweight if rounded else self._plain(embeddings.weight)
-        args.vocab = weight.shape[0]
-        if rounded:
-            args.embedding, args.embedding_scale = self._rows(weight)[0], self._float(embeddings.scales)
-            args.embedding_format, args.embedding_row = INT8, -(-args.hidden // BYTES) * BYTES
-            return torch.float32
-        args.embedding, args.embedding_format = weight.data_ptr(), STORED[weight.dtype]
-        args.embedding_row = args.hidden
-        return weight.dtype
-
-    def _fill(self, layer: Layer, block: nn.Module) -> None:
-        mixer = block.mixer
-        layer.norm = self._float(block.norm.weight)
-        layer.conv_weight = self._float(mixer.conv1d.weight)
-        layer.conv_bias = self._float(mixer.conv1d.bias)
-        layer.A2 = self._copy(mixer.A_log, -torch.exp(mixer.A_log.detach().float()) * LOG2_E)
-        layer.D = self._float(mixer.D)
-        layer.in_proj = self._matrix(mixer.in_proj)
-        layer.x_proj = self._matrix(mixer.x_proj)
-        layer.dt_proj = self._matrix(mixer.dt_proj, rounded=False)
-        layer.out_proj = self._matrix(mixer.out_proj)
+    def sample(self) -> Tensor:
+        """Some values of every copied parameter, which tell of changes that PyTorch does not count (`.data`)."""
+        unique = {id(parameter): parameter.detach().reshape(-1) for parameter in self.sources}
+        return torch.cat([torch.empty(0), *(x[:: max(1, x.numel() // 64)].float() for x in unique.values())])
 
     def _matrix(self, linear: nn.Module, rounded: bool = True) -> Matrix:
         """A linear layer's matrix and bias; `rounded=False` keeps it float32 whatever the format."""
@@ -220,7 +171,70 @@ class PackedWeights:
         self.copies.append(tensor.contiguous())
         return self.copies[-1].data_ptr()
 
-    def sample(self) -> Tensor:
-        """Some values of every copied parameter, which tell of changes that PyTorch does not count (`.data`)."""
-        unique = {id(parameter): parameter.detach().reshape(-1) for parameter in self.sources}
-        return torch.cat([x[:: max(1, x.numel() // 64)].float() for x in unique.values()])
+
+class PackedWeights(Packing):
+    """
+    The decoding step's view of one EMamba; it owns what it copied and refers to the rest.
+
+    Args:
+        emamba (`MambaForCausalLM`): whose modules the caller has found to be the plain ones, on the CPU.
+        weight_format (`str`): one of `WEIGHT_FORMATS`.
+    """
+
+    def __init__(self, emamba: nn.Module, weight_format: str):
+        super().__init__(weight_format)
+        backbone, config = emamba.base_model, emamba.config
+        blocks = list(backbone.layers)
+        self.layers = (Layer * len(blocks))()
+        for layer, block in zip(self.layers, blocks, strict=True):
+            self._fill(layer, block)
+        mixer = blocks[0].mixer
+        self.args = StepArgs(
+            layers=self.layers,
+            norm=self._float(backbone.norm_f.weight),
+            head=self._matrix(emamba.get_output_embeddings()),
+            epsilon=config.layer_norm_epsilon,
+            layer_count=len(blocks),
+            hidden=mixer.hidden_size,
+            dim=mixer.intermediate_size,
+            state=mixer.ssm_state_size,
+            kernel=mixer.conv_kernel_size,
+            rank=mixer.time_step_rank,
+        )
+        self.dtype = self._embed(backbone.embeddings)
+        self.window_shape = (mixer.intermediate_size, mixer.conv_kernel_size)
+        self.state_shape = (mixer.intermediate_size, mixer.ssm_state_size)
+        self.checked = self.sample()
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that one step reads: all matrices, whatever the batch."""
+        matrices = [m for layer in self.layers for m in (layer.in_proj, layer.x_proj, layer.dt_proj, layer.out_proj)]
+        matrices.append(self.args.head)
+        groups = sum(m.rows * -(-m.columns // GROUP) * (GROUP // 2 + 2) for m in matrices if m.format == INT4)
+        return groups + sum(m.rows * m.columns * (4, 2, 1)[m.format] for m in matrices if m.format != INT4)
+
+    def _embed(self, embeddings: nn.Module) -> torch.dtype:
+        """Enter the embeddings; returns the dtype in which the modules read them."""
+        args, rounded = self.args, isinstance(embeddings, RoundedWeight)
+        weight = embeddings.qweight if rounded else self._plain(embeddings.weight)
+        args.vocab = weight.shape[0]
+        if rounded:
+            args.embedding, args.embedding_scale = self._rows(weight)[0], self._float(embeddings.scales)
+            args.embedding_format, args.embedding_row = INT8, -(-args.hidden // BYTES) * BYTES
+            return torch.float32
+        args.embedding, args.embedding_format = weight.data_ptr(), STORED[weight.dtype]
+        args.embedding_row = args.hidden
+        return weight.dtype
+
+    def _fill(self, layer: Layer, block: nn.Module) -> None:
+        mixer = block.mixer
+        layer.norm = self._float(block.norm.weight)
+        layer.conv_weight = self._float(mixer.conv1d.weight)
+        layer.conv_bias = self._float(mixer.conv1d.bias)
+        layer.A2 = self._copy(mixer.A_log, -torch.exp(mixer.A_log.detach().float()) * LOG2_E)
+        layer.D = self._float(mixer.D)
+        layer.in_proj = self._matrix(mixer.in_proj)
+        layer.x_proj = self._matrix(mixer.x_proj)
+        layer.dt_proj = self._matrix(mixer.dt_proj, rounded=False)
+        layer.out_proj = self._matrix(mixer.out_proj)

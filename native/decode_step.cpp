@@ -20,49 +20,9 @@
 
 #include <cmath>
 
-#include "common.h"
+#include "mamba_model.h"
 
 namespace {
-
-enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
-
-constexpr int64_t SPAN = 16;  // a thread's first row or channel is a multiple of this
-constexpr int64_t BYTES = 64;  // columns of an int8 matrix are filled up with zeros to a multiple of this
-constexpr int64_t GROUP = 32;  // columns of an INT4 matrix that share a scale; rows are filled up to a multiple of this
-constexpr int64_t GROUP_BYTES = GROUP / 2;
-
-// The structures are mirrored field by field in modeling_mambaformer/packed_weights.py.
-
-// (rows, columns), row after row. INT8: the float32 scale and the sum of each row. INT4: the bfloat16 scales of each
-// row's groups. `columns` is without the filling.
-struct Matrix {
-  const void *data, *scale;
-  const float* bias;
-  const int32_t* sums;
-  int64_t rows, columns, format;
-};
-
-// One layer. A2 is A * log2(e). in_proj is (2 dim, hidden), x_proj (rank + 2 state, dim), dt_proj (dim, rank) and
-// float32, out_proj (hidden, dim). conv_bias may be null.
-struct Layer {
-  const float *norm, *conv_weight, *conv_bias, *A2, *D;
-  Matrix in_proj, x_proj, dt_proj, out_proj;
-};
-
-// windows: (batch, dim, kernel) a layer, float32 or bfloat16; states: (batch, dim, state) a layer. Both are updated.
-struct StepArgs {
-  const Layer* layers;
-  const int64_t* ids;     // (batch)
-  const void* embedding;  // (vocab, hidden), float32, bfloat16 or INT8
-  const float *embedding_scale, *norm;  // the former (vocab) for INT8, else null
-  void* const* windows;
-  float* const* states;
-  float *hidden_out, *logits;  // (batch, hidden), (batch, vocab)
-  Matrix head;
-  double epsilon;
-  int64_t layer_count, batch, hidden, dim, state, kernel, rank, vocab, embedding_format, embedding_row, window_format,
-      threads;
-};
 
 // `length` tokens of each row: ids, hidden_out and logits are (batch, length, ...). The states are read only; the logs
 // receive those after each token, (batch, length, ...) a layer. `step.batch` counts the tokens of all rows within.
@@ -73,41 +33,10 @@ struct RunArgs {
   float* const* state_log;
 };
 
-constexpr int64_t filled(int64_t columns) { return (columns + BYTES - 1) / BYTES * BYTES; }
-
 // What the threads share: floats of [batch] rows.
 struct Shared {
   float *residual, *xz, *projected, *delta, *y;  // hidden, 2 dim, rank + 2 state, dim, dim
 };
-
-// What each thread has for itself: the input of a product, in float32 and rounded.
-struct Own {
-  float *x, *scales;  // [batch][hidden], [batch]
-  int8_t* bytes;      // [batch][filled(max(hidden, dim))]
-};
-
-struct Range {
-  int64_t first, last;
-};
-
-// This thread's part of `count` rows or channels.
-Range part_of(int64_t count, int64_t thread, int64_t threads) {
-  const int64_t spans = (count + SPAN - 1) / SPAN;
-  const int64_t first = spans * thread / threads * SPAN, last = spans * (thread + 1) / threads * SPAN;
-  return {first < count ? first : count, last < count ? last : count};
-}
-
-// Whether the AVX-512 kernels with their int8 instructions may run here. MAMBAFORMER_ISA=avx2 or portable forbids it.
-[[maybe_unused]] bool has_avx512() {
-#if defined(__x86_64__)
-  const char* wish = std::getenv("MAMBAFORMER_ISA");
-  return !(wish && std::strcmp(wish, "avx2") == 0) && has_avx2() && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
-#endif
-}
 
 }  // namespace
 

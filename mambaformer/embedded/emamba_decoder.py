@@ -13,12 +13,12 @@ import functools
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from transformers import DynamicCache, MambaForCausalLM
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaModel, MambaRMSNorm
 from transformers.utils import logging
 
 from .mamba_mixer import SelectiveScanMixer
+from .module_snapshot import Snapshot
 from .packed_weights import DECODE_LIBRARY, STORED, WEIGHT_FORMATS, WIDEST_INT8, PackedWeights
 from .quantized_modules import RoundedEmbedding, RoundedLinear
 from .selective_scan import scan_backend
@@ -37,40 +37,6 @@ ROUNDED = "qweight"  # the tensor of a rounded layer that is neither float32 nor
 def report(reason: str, level: str) -> None:
     """One line for each reason, in the life of the process."""
     getattr(logger, level)(f"EMamba's compiled decoding step is not used, its modules are run instead: {reason}")
-
-
-class Snapshot:
-    """The modules and parameters of an EMamba as they were, to notice a change of any of them cheaply."""
-
-    def __init__(self, emamba: nn.Module):
-        self.modules = list(emamba.modules())
-        self.children = [(m._modules, name, child) for m in self.modules for name, child in m._modules.items()]
-        self.slots = [(m._parameters, name, p) for m in self.modules for name, p in m._parameters.items()]
-        self.marks = self._marks()
-
-    def holds(self, emamba: nn.Module) -> bool:
-        """Whether `emamba` still has these modules and parameters, unchanged as far as PyTorch knows, and no hooks."""
-        return (
-            self.modules[0] is emamba
-            and all(registry.get(name) is child for registry, name, child in self.children)
-            and all(registry.get(name) is parameter for registry, name, parameter in self.slots)
-            and self._marks() == self.marks
-            and not self.hooked()
-        )
-
-    def hooked(self) -> bool:
-        """Whether someone listens to a module's forward pass, or has replaced it."""
-        if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-            return True
-        return any(
-            m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ or m._compiled_call_impl is not None
-            for m in self.modules
-        )
-
-    def _marks(self) -> list[tuple[int, int]]:
-        """Memory and version of every plain parameter; others, which the step never reads, may not have either."""
-        plain = [p for _, _, p in self.slots if type(p) is nn.Parameter]
-        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in plain]
 
 
 def obstacle(emamba: nn.Module, snapshot: Snapshot, weight_format: str) -> str | None:

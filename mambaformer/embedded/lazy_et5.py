@@ -11,15 +11,14 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+from .et5_pass import MOST_TOKENS, ET5Decoder, PackedET5, head_scale, run_pass
 from .sources import Sources
 
 
 def head_logits(et5: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """ET5's logits `(R, T, V)` from final decoder states `(R, T, D)`; T5 v1.0 scales them, as its checkpoint says."""
-    config = et5.config  # mT5 never scales, whatever its configuration says of tying
-    if config.model_type != "mt5" and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
-        hidden = hidden * config.d_model**-0.5
-    return et5.lm_head(hidden)
+    """ET5's logits `(R, T, V)` from final decoder states `(R, T, D)`."""
+    scale = head_scale(et5)
+    return et5.lm_head(hidden if scale == 1.0 else hidden * scale)
 
 
 class LazyET5State:
@@ -77,7 +76,13 @@ class LazyET5State:
         return missing
 
     def decode(
-        self, et5: PreTrainedModel, decoder_ids: torch.Tensor, rows: torch.Tensor, end: int, keep_from: int
+        self,
+        et5: PreTrainedModel,
+        decoder_ids: torch.Tensor,
+        rows: torch.Tensor,
+        end: int,
+        keep_from: int,
+        decoder: ET5Decoder | None = None,
     ) -> tuple[torch.Tensor, int]:
         """
         One decoder pass for `rows` `(R,)` over the positions they have not reached, up to `end` (exclusive).
@@ -85,18 +90,24 @@ class LazyET5State:
         Args:
             decoder_ids: `(B, end or more)` long, all decoder input so far.
             keep_from: first position whose logits are wanted.
+            decoder: runs the pass in compiled code where it can; `None` runs the modules.
 
         Returns:
             logits `(R, end - keep_from, V)`, and the number of positions computed for each of the rows.
         """
         source = self.row_source[rows]
         start = int(self.reached[rows].min())
+        crossed = bool(self.crossed[source].all())
+        if decoder is not None and len(rows) * (end - start) <= MOST_TOKENS:
+            packed = decoder.packed(et5, check=not crossed) if self._is_plain() else None
+            if packed is not None:
+                return self._decode_compiled(packed, decoder_ids[rows, start:end], rows, start, keep_from), end - start
         past = DynamicCache(config=et5.decoder.config)
         if start:
             for layer, (keys, values) in enumerate(self.own):
                 past.update(keys[rows, :, :start], values[rows, :, :start], layer)
         cross = DynamicCache(config=et5.decoder.config)
-        if bool(self.crossed[source].all()):
+        if crossed:
             for layer, (keys, values) in enumerate(self.cross):
                 cross.update(keys[source], values[source], layer)
         cache = EncoderDecoderCache(past, cross)
@@ -109,6 +120,36 @@ class LazyET5State:
         )[0]  # (R, end - start, D)
         self._keep(cache, rows, source, start, end)
         return head_logits(et5, hidden[:, keep_from - start :]), end - start
+
+    def _is_plain(self) -> bool:
+        """Whether all that is kept is float32 memory of a CPU."""
+        kept = [self.encoder_states, *(x for pair in self.own + self.cross for x in pair)]
+        return all(x.dtype == torch.float32 and x.is_cpu and x.is_contiguous() for x in kept)
+
+    def _decode_compiled(
+        self, packed: PackedET5, ids: torch.Tensor, rows: torch.Tensor, start: int, keep_from: int
+    ) -> torch.Tensor:
+        """Logits of the positions of `ids` `(R, T)` from `keep_from` on, `start` being the first."""
+        source, end = self.row_source[rows], start + ids.shape[1]
+        missing = source[~self.crossed[source]].unique()  # (n,)
+        if missing.numel():
+            found = packed.source_states(self.encoder_states[missing])
+            if missing.numel() == len(self.crossed):
+                self.cross = [tuple(x.contiguous() for x in pair) for pair in found]
+            else:
+                if not self.cross:
+                    shape = (len(self.crossed), *found[0][0].shape[1:])
+                    self.cross = [tuple(x.new_zeros(shape) for x in pair) for pair in found]
+                for kept, new in zip(self.cross, found, strict=True):
+                    kept[0][missing], kept[1][missing] = new
+            self.crossed[missing] = True
+        if end > (self.own[0][0].shape[2] if self.own else 0):
+            like, count = self.cross[0][0], len(self.reached)
+            old = self.own or [(None, None)] * len(self.cross)
+            self.own = [tuple(grown(x, like, count, end) for x in pair) for pair in old]
+        self.reached[rows] = end
+        mask = self.sources.attention_mask
+        return run_pass(packed, ids, start, end - keep_from, rows, source, mask, self.own, self.cross)
 
     def _keep(
         self, cache: EncoderDecoderCache, rows: torch.Tensor, source: torch.Tensor, start: int, end: int

@@ -6,8 +6,8 @@ What followed earlier in source or answer, where the text was as it ends now, is
 and the proposed ones in one pass, which is one reading of its weights, and keeps its state after each. As long as the
 tokens that `generate` hands in, whoever wrote them, are those that were read, their logits are there already; at the
 first other one EMamba goes back to its state before it. So every processor, sampler and stopping rule of `generate`
-applies as ever, and tokens and choices are those of plain decoding: the pass gives EMamba's logits to the bit, and a
-position at which the router might choose ET5 is judged alone, as it would have been.
+applies as ever, and tokens and choices are those of plain decoding, for the pass gives EMamba's logits to the bit, and
+the compiled router its margins. Where that one does not apply, the router is asked one position at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .cache_mambaformer import MambaFormerCache
+from .outputs_mambaformer import ET5
 from .router import RouterState
 from .routing_pass import Choice, choose
 from .state_log import StateLog, can_log
@@ -29,7 +30,6 @@ logger = logging.get_logger("transformers.mambaformer")
 
 SHORTEST, LONGEST = 2, 8  # tokens that must, and that may, agree before something is proposed
 FIRST = 2  # tokens proposed at first; then twice as many as the last pass was good for
-ROUNDING = 1000  # margins nearer to the threshold than so many roundings are judged alone
 
 
 @dataclass
@@ -174,52 +174,47 @@ class Ahead:
         self.taken += 1
         self.log.restore(cache.emamba, at)
         here, choice = slice(at - self.judged_from, at - self.judged_from + 1), self.choice
+        expert, state = choice.expert[:, here], cache.router
+        if cache.request.routing == "auto":
+            state = advanced(model, state, self.tokens[:, at : at + 1], expert == ET5, cache.request.first_new)
         return Choice(
-            *(x[:, here] for x in (choice.expert, choice.gap, choice.margin, choice.asked)),
+            expert,
+            *(x[:, here] for x in (choice.gap, choice.margin, choice.asked)),
             emamba_logits=self.logits[:, at : at + 1],
-            state=choice.state or advanced(model, cache.router, self.tokens[:, at : at + 1]),
+            state=state,
+            log_top=None if choice.log_top is None else choice.log_top[:, here],
         )
 
     def _judge(self, model: nn.Module, cache: MambaFormerCache) -> None:
-        """
-        Choose for the next token: with those that follow, as far as EMamba speaks there beyond doubt, else alone.
-
-        Rounding may differ between one position and several, hence the doubt. Alone, the router's numbers are those of
-        plain decoding to the bit.
-        """
-        request, left = cache.request, len(self.order) - self.taken
+        """Choose for the next token and for those that follow it, or for it alone where rounding could differ."""
         scalars, gate_logit = cache.row_scalars(), cache.gate_logit[cache.row_source]
 
-        def judge(count: int, teacher: torch.Tensor | None = None) -> Choice:
+        def judge(count: int) -> Choice:
             part = slice(self.taken, self.taken + count)
             ids, hidden = self.tokens[:, part], self.hidden[:, part].clone()
             ended = torch.zeros_like(ids, dtype=torch.bool)
             return choose(
-                model, request, ids, ended, hidden, cache.router, scalars, gate_logit, teacher, self.logits[:, part]
-            )
+                model, cache.request, ids, ended, hidden, cache.router, scalars, gate_logit,
+                emamba_logits=self.logits[:, part],
+            )  # fmt: skip
 
-        clear = 0
-        if request.routing == "emamba":
-            clear, choice = left, judge(left)
-        elif left > 1:
-            choice = judge(left, torch.zeros_like(self.tokens[:, self.taken :]))
-            choice.state = None  # to be brought up token by token, as plain decoding does
-            may_speak = request.cap is None or int(cache.router.spent) < request.cap
-            may_speak &= request.gate_threshold is None or bool(gate_logit > request.gate_threshold)
-            margin = choice.margin[0]  # (n,)
-            near = ROUNDING * torch.finfo(margin.dtype).eps * (1 + margin.abs())
-            doubtful = (margin > request.threshold - near).nonzero() if may_speak else ()
-            clear = int(doubtful[0]) if len(doubtful) else left
-        self.choice = choice if clear else judge(1)
-        self.judged_from, self.judged_to = self.taken, self.taken + max(clear, 1)
+        count = len(self.order) - self.taken
+        self.choice = judge(count)
+        if cache.request.routing == "auto" and self.choice.log_top is None and count > 1:
+            count, self.choice = 1, judge(1)
+        self.judged_from, self.judged_to = self.taken, self.taken + count
 
 
-def advanced(model: nn.Module, state: RouterState, ids: torch.Tensor) -> RouterState:
-    """The router's `state` after one more token `ids` `(1, 1)` at which EMamba speaks, as `choose` makes it."""
+def advanced(
+    model: nn.Module, state: RouterState, ids: torch.Tensor, routed: torch.Tensor, first_new: int
+) -> RouterState:
+    """The router's `state` after one more token `ids` `(1, 1)`, `routed` `(1, 1)` or not, as `choose` makes it."""
+    routed = routed[:, 0]
     return replace(
         state,
-        previous=torch.zeros_like(state.previous),
-        since=state.since + 1,
+        previous=routed.to(state.previous.dtype),
+        since=(state.since + 1).masked_fill(routed, 0),
+        spent=state.spent + routed if state.position >= first_new else state.spent,
         domain_sum=state.domain_sum + model.router.domain_weight[ids[0]].float(),
         embedding_sum=state.embedding_sum + model.emamba.get_input_embeddings()(ids)[:, 0].float(),
         seen=state.seen + 1,

@@ -21,7 +21,9 @@ from .cache_mambaformer import MambaFormerCache, RoutingRequest
 from .checkpoint_loading import check_finite, reading_weights
 from .composition import compose_experts
 from .emamba_decoder import DEFAULT_DECODE, EMambaDecoder
-from .emamba_stream import read_on, read_source, read_together
+from .emamba_prefill import read_sources
+from .emamba_stream import read_on, read_together
+from .et5_pass import ET5Decoder
 from .generation_mambaformer import MambaFormerGenerationMixin
 from .lazy_et5 import decode_together
 from .mamba_mixer import use_selective_scan
@@ -112,6 +114,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         self.gate = SequenceGate(config)
         use_selective_scan(self.emamba)
         self.emamba_decoder = EMambaDecoder(config.emamba_decode)
+        self.et5_decoder = ET5Decoder(config.et5_decode)
         self.post_init()
 
     @classmethod
@@ -143,9 +146,9 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
 
     def pack_emamba(self, weight_format: str) -> MambaFormerForConditionalGeneration:
         """
-        Choose the weights that EMamba decodes single tokens with on a CPU, and pack them now; returns the model.
+        Choose the weights that EMamba reads and decodes with on a CPU, and pack them now; returns the model.
 
-        The parameters stay as they are, for sources, training and saving. Where the compiled step does not apply
+        The parameters stay as they are, for training and saving. Where the compiled step does not apply
         (another device or family, hooks, unmerged adapters, no library), the modules are run, as one log line says.
 
         Args:
@@ -162,6 +165,20 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         self.emamba_decoder = EMambaDecoder(weight_format)
         self.config.emamba_decode = weight_format
         self.emamba_decoder.prepare(self.emamba)
+        return self
+
+    def pack_et5(self, weight_format: str) -> MambaFormerForConditionalGeneration:
+        """
+        Choose the weights of ET5's compiled decoder pass on a CPU, as `pack_emamba` for EMamba; returns the model.
+
+        Args:
+            weight_format: `float32`; `int8`, a rounded copy beside the parameters; or `off`, always the modules.
+
+        Raises:
+            ValueError: for an unknown `weight_format`.
+        """
+        self.et5_decoder = ET5Decoder(weight_format)
+        self.config.et5_decode = weight_format
         return self
 
     def quantize(self, weights: str = "int8") -> MambaFormerForConditionalGeneration:
@@ -365,7 +382,6 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             if request.routing != "et5":
                 if cache.emamba is None:
                     self._read_source(cache)
-                    self.emamba_decoder.prepare(self.emamba)
                 stepped = self.emamba_decoder.step(self.emamba, cache.emamba, ids)
                 # (B, T, D), (B, T, V) or None
                 hidden, emamba_logits = stepped or (read_on(self.emamba, cache.emamba, ids), None)
@@ -384,7 +400,9 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             keep_from = before + ids.shape[1] - keep
             end = keep_from + int(asked.any(0).nonzero()[-1]) + 1
             encoded = cache.et5.encode(self.et5, cache.row_source[rows].unique())
-            said, positions = cache.et5.decode(self.et5, cache.decoder_ids, rows, end, keep_from)  # (R, <= K, V)
+            said, positions = cache.et5.decode(
+                self.et5, cache.decoder_ids, rows, end, keep_from, self.et5_decoder
+            )  # (R, <= K, V)
             cache.count_encodings(encoded, rows)
             cache.count_pass(rows, positions)
             et5_logits = said.new_zeros(len(ids), keep, said.shape[-1])
@@ -412,7 +430,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
 
     def _read_source(self, cache: MambaFormerCache) -> None:
         """Let EMamba read each source once, and give every row its source's state."""
-        cache.emamba, at_source_end = read_source(self.emamba, cache.sources)
+        cache.emamba, at_source_end = read_sources(self.emamba_decoder, self.emamba, cache.sources)
         cache.source_scalars = source_scalars(self.router, self.config, cache.sources)
         cache.gate_logit = self._gate_logits(at_source_end, cache.source_scalars)
         cache.router = first_state(self.emamba, self.router, cache.sources)

@@ -24,9 +24,7 @@ POINTERS = (
     "score_weight score_bias domain_weight groups allowed ended previous domain_sum embedding_sum since spent seen "
     "margin log_top expert gap"
 )
-INTEGERS = (
-    "batch length dim vocab rank width features group_count position first_new cap max_target_length threads"
-)
+INTEGERS = "batch length dim vocab rank width features group_count position first_new cap max_target_length threads"
 
 
 class RouterArgs(ctypes.Structure):
@@ -102,7 +100,9 @@ def router_step(
     )
     margin, log_top = torch.empty(2, batch, count)
     expert, gap = torch.empty(2, batch, count, dtype=torch.long)
-    groups = (ctypes.c_int64 * len(router.groups))(*(GROUP_CODES[FEATURE_GROUPS[name].compute] for name in router.groups))
+    groups = (ctypes.c_int64 * len(router.groups))(
+        *(GROUP_CODES[FEATURE_GROUPS[name].compute] for name in router.groups)
+    )
     tensors = {
         **weights,
         "ids": ids.contiguous(),

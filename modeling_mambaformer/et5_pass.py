@@ -1,0 +1,252 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+A pass of ET5's decoder in one call of compiled code (`native/et5_pass.cpp`), where nothing forbids it.
+
+It reads the parameters of transformers' modules and keeps keys and values where `LazyET5State` has them. Where it does
+not apply it returns `None`, and the modules are run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor, nn
+from transformers import MT5ForConditionalGeneration, T5ForConditionalGeneration
+from transformers.models.mt5 import modeling_mt5
+from transformers.models.t5 import modeling_t5
+from transformers.utils import logging
+
+from .module_snapshot import Snapshot
+from .packed_weights import BFLOAT16, DECODE_LIBRARY, FLOAT32, STORED, WIDEST_INT8, Matrix, Packing
+
+logger = logging.get_logger("transformers.mambaformer")
+
+OFF = "off"
+ET5_FORMATS = ("float32", "int8")
+MATRICES = ("q", "k", "v", "o", "cross_q", "cross_o", "wi", "gate", "wo")
+MODELS = (T5ForConditionalGeneration, MT5ForConditionalGeneration)
+PARTS = ("Stack", "Block", "LayerSelfAttention", "LayerCrossAttention", "LayerFF", "Attention", "LayerNorm")
+PARTS += ("DenseActDense", "DenseGatedActDense")
+KNOWN = {getattr(modeling_t5, f"T5{part}") for part in PARTS} | {getattr(modeling_mt5, f"MT5{part}") for part in PARTS}
+KNOWN |= {nn.Linear, nn.Embedding, nn.ModuleList, nn.Dropout}
+ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2}  # of native/et5_pass.cpp
+MOST_TOKENS = 96  # of all rows of a pass; more of them keep a BLAS busy, whose products are then faster
+
+
+class Et5Layer(ctypes.Structure):
+    """`Et5Layer` of native/et5_pass.cpp."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("norm", "cross_norm", "ff_norm")]
+    _fields_ += [(name, Matrix) for name in MATRICES]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("keys", "values", "cross_keys", "cross_values")]
+
+
+class Et5Args(ctypes.Structure):
+    """`Et5Args` of native/et5_pass.cpp."""
+
+    _fields_ = [("layers", ctypes.POINTER(Et5Layer))]
+    _fields_ += [
+        (name, ctypes.c_void_p)
+        for name in ("ids", "rows", "sources", "mask", "distance_bias", "embedding", "norm", "logits")
+    ]
+    _fields_ += [("head", Matrix), ("epsilon", ctypes.c_double), ("scale", ctypes.c_double)]
+    _fields_ += [(name, ctypes.c_int64) for name in ("layer_count", "batch", "length", "start", "kept", "hidden")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("heads", "width", "ff", "capacity", "source_length", "vocab")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("embedding_format", "activation", "threads")]
+
+
+class PackedET5(Packing):
+    """
+    The compiled pass's view of one ET5.
+
+    Args:
+        et5: whose modules the caller has found to be the plain ones, float32 on the CPU.
+        weight_format: one of `ET5_FORMATS`; `int8` holds rounded copies of the decoder's matrices beside the model.
+    """
+
+    def __init__(self, et5: nn.Module, weight_format: str):
+        super().__init__(weight_format)
+        decoder, config = et5.decoder, et5.config
+        blocks = list(decoder.block)
+        self.layers = (Et5Layer * len(blocks))()
+        self.cross = []  # (k, v) of each layer
+        for layer, block in zip(self.layers, blocks, strict=True):
+            own, cross, feed = block.layer
+            dense = feed.DenseReluDense
+            layer.norm, layer.cross_norm = self._float(own.layer_norm.weight), self._float(cross.layer_norm.weight)
+            layer.ff_norm = self._float(feed.layer_norm.weight)
+            for name in "qkvo":
+                setattr(layer, name, self._matrix(getattr(own.SelfAttention, name)))
+            layer.cross_q, layer.cross_o = map(self._matrix, (cross.EncDecAttention.q, cross.EncDecAttention.o))
+            gated = config.is_gated_act
+            layer.wi = self._matrix(dense.wi_0 if gated else dense.wi)
+            if gated:
+                layer.gate = self._matrix(dense.wi_1)
+            layer.wo = self._matrix(dense.wo)
+            self.cross.append((cross.EncDecAttention.k, cross.EncDecAttention.v))
+        self.attention = blocks[0].layer[0].SelfAttention
+        embeddings = decoder.embed_tokens.weight
+        self.args = Et5Args(
+            layers=self.layers,
+            embedding=self._plain(embeddings).data_ptr(),
+            embedding_format=STORED[embeddings.dtype],
+            norm=self._float(decoder.final_layer_norm.weight),
+            head=self._matrix(et5.lm_head),
+            epsilon=config.layer_norm_epsilon,
+            layer_count=len(blocks),
+            hidden=config.d_model,
+            heads=config.num_heads,
+            width=config.d_kv,
+            ff=config.d_ff,
+            vocab=embeddings.shape[0],
+            activation=ACTIVATIONS[config.dense_act_fn],
+            scale=head_scale(et5),
+        )
+        self.checked = self.sample()
+
+    def source_states(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values `(n, H, S, K)` of the source, a layer each, from encoder states `(n, S, D)`."""
+        shape = (*states.shape[:2], self.args.heads, self.args.width)
+        return [tuple(part(states).view(shape).transpose(1, 2) for part in pair) for pair in self.cross]
+
+    @property
+    def pass_bytes(self) -> int:
+        """Bytes of weights that one pass reads, whatever the number of its tokens."""
+        matrices = [getattr(layer, name) for layer in self.layers for name in MATRICES] + [self.args.head]
+        return sum(m.rows * m.columns * {FLOAT32: 4, BFLOAT16: 2}.get(m.format, 1) for m in matrices if m.data)
+
+
+def head_scale(et5: nn.Module) -> float:
+    """What final decoder states are multiplied by before the head: T5 v1.0 scales them, as its checkpoint says."""
+    config = et5.config  # mT5 never scales, whatever its configuration says of tying
+    scales = config.model_type != "mt5" and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+    return config.d_model**-0.5 if scales else 1.0
+
+
+@functools.cache
+def report(reason: str, level: str) -> None:
+    """One line for each reason, in the life of the process."""
+    getattr(logger, level)(f"ET5's compiled decoder pass is not used, its modules are run instead: {reason}")
+
+
+def obstacle(et5: nn.Module, snapshot: Snapshot, weight_format: str) -> str | None:
+    """Why the compiled pass does not apply to this ET5, or `None` if it does."""
+    if not hasattr(DECODE_LIBRARY, "mambaformer_et5_pass"):
+        return "the library was not built; install mambaformer with a C++ compiler at hand"
+    if type(et5) not in MODELS:
+        return f"it serves T5 and mT5 as transformers has them, and this is a {type(et5).__name__}"
+    if snapshot.hooked():
+        return "hooks or replaced forward methods want to see its modules run"
+    for module in snapshot.modules:
+        if type(module) not in KNOWN and (module._parameters or module._modules):
+            return f"it has a {type(module).__name__} inside; merge adapters to have it back"
+    if et5.config.dense_act_fn not in ACTIVATIONS:
+        return f"its activation is {et5.config.dense_act_fn!r}"
+    for _, name, parameter in snapshot.slots:
+        if parameter is None:
+            continue
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32 or type(parameter) is not nn.Parameter:
+            return f"its {name} is {parameter.dtype} on {parameter.device}, not float32 on the CPU"
+        if weight_format == "int8" and parameter.ndim == 2 and parameter.shape[1] > WIDEST_INT8:
+            return f"its {name} has {parameter.shape[1]} columns, more than int8 products can sum in 32 bits"
+    return None
+
+
+class ET5Decoder:
+    """
+    Runs ET5's decoder, without its encoder, through the compiled pass.
+
+    The weights are packed when first needed, and again when PyTorch tells that they or the modules have changed; a
+    first pass over a source also compares a sample of the values. A copy starts without packed weights.
+
+    Args:
+        weight_format (`str`): `float32` (the weights as they are, exact), `int8`, or `off`.
+
+    Raises:
+        ValueError: for an unknown `weight_format`.
+    """
+
+    def __init__(self, weight_format: str = "float32"):
+        if weight_format not in (OFF, *ET5_FORMATS):
+            raise ValueError(f"weight_format is {weight_format!r}: choose one of {[OFF, *ET5_FORMATS]}.")
+        self.weight_format = weight_format
+        self._ready: tuple[Snapshot, PackedET5 | None] | None = None
+
+    def __getstate__(self) -> dict:
+        return {"weight_format": self.weight_format, "_ready": None}  # addresses mean nothing elsewhere
+
+    def packed(self, et5: nn.Module, check: bool) -> PackedET5 | None:
+        """
+        The packed weights of `et5`, or `None` where its modules have to be run, which is logged once.
+
+        Args:
+            check: also look for changes that PyTorch does not count.
+        """
+        if self.weight_format == OFF or torch.is_grad_enabled() or et5.training or torch.compiler.is_compiling():
+            return None
+        if torch.is_autocast_enabled("cpu"):
+            return None
+        modules = (et5.decoder, et5.lm_head)
+        if self._ready is not None and self._ready[0].holds(*modules):
+            packed = self._ready[1]
+            if packed is None or not check or torch.equal(packed.checked, packed.sample()):
+                return packed
+        snapshot, packed = Snapshot(*modules), None
+        reason = obstacle(et5, snapshot, self.weight_format)
+        if reason is None:
+            packed = PackedET5(et5, self.weight_format)
+        else:
+            report(reason, "info" if self.weight_format == "float32" else "warning")
+        self._ready = (snapshot, packed)
+        return packed
+
+
+def run_pass(
+    packed: PackedET5,
+    ids: Tensor,
+    start: int,
+    kept: int,
+    rows: Tensor,
+    sources: Tensor,
+    mask: Tensor,
+    own: list[tuple[Tensor, Tensor]],
+    cross: list[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """
+    Positions `start` to `start + T` of R rows.
+
+    Args:
+        ids: `(R, T)` long. kept: how many of the last positions' logits are wanted.
+        rows, sources: `(R,)` long, into `own` and `cross`. mask: `(B0, S)`, of the sources.
+        own: keys and values `(B, H, capacity, K)` of each layer, known before `start`, and written from there on.
+        cross: keys and values `(B0, H, S, K)` of each layer.
+
+    Returns:
+        logits `(R, kept, V)` in float32.
+
+    Raises:
+        IndexError: for an id outside the vocabulary.
+        MemoryError: where the workspace finds no memory.
+    """
+    batch, length = ids.shape
+    args = type(packed.args).from_buffer_copy(packed.args)
+    layers = (Et5Layer * len(packed.layers)).from_buffer_copy(packed.layers)
+    for layer, mine, theirs in zip(layers, own, cross, strict=True):
+        layer.keys, layer.values = (x.data_ptr() for x in mine)
+        layer.cross_keys, layer.cross_values = (x.data_ptr() for x in theirs)
+    end = start + length
+    bias = packed.attention.compute_bias(1, end, past_seen_tokens=end - 1)[0, :, 0].flip(-1).contiguous()  # (H, end)
+    kept_logits = torch.empty(batch, kept, args.vocab)
+    ids, rows, sources, mask = ids.contiguous(), rows.contiguous(), sources.contiguous(), mask.bool().contiguous()
+    args.layers, args.ids, args.rows, args.sources = layers, ids.data_ptr(), rows.data_ptr(), sources.data_ptr()
+    args.mask, args.distance_bias, args.logits = mask.data_ptr(), bias.data_ptr(), kept_logits.data_ptr()
+    args.batch, args.length, args.start, args.kept = batch, length, start, kept
+    args.capacity, args.source_length, args.threads = own[0][0].shape[2], mask.shape[1], torch.get_num_threads()
+    error = DECODE_LIBRARY.mambaformer_et5_pass(ctypes.byref(args))
+    if error == 2:
+        raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")
+    if error:
+        raise MemoryError(f"a pass of {batch} rows and {length} positions found no memory; use a smaller batch")
+    return kept_logits

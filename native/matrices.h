@@ -1,0 +1,59 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// Matrices of weights in the formats that matrix_products.h multiplies, and how threads share their rows.
+
+#pragma once
+
+#include "common.h"
+
+namespace {
+
+enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
+
+constexpr int64_t SPAN = 16;  // a thread's first row or channel is a multiple of this
+constexpr int64_t BYTES = 64;  // columns of an int8 matrix are filled up with zeros to a multiple of this
+constexpr int64_t GROUP = 32;  // columns of an INT4 matrix that share a scale; rows are filled up to a multiple of this
+constexpr int64_t GROUP_BYTES = GROUP / 2;
+
+// Mirrored field by field in modeling_mambaformer/packed_weights.py.
+// (rows, columns), row after row. INT8: the float32 scale and the sum of each row. INT4: the bfloat16 scales of each
+// row's groups. `columns` is without the filling.
+struct Matrix {
+  const void *data, *scale;
+  const float* bias;
+  const int32_t* sums;
+  int64_t rows, columns, format;
+};
+
+constexpr int64_t filled(int64_t columns) { return (columns + BYTES - 1) / BYTES * BYTES; }
+
+// What each thread has for itself: the input of a product, in float32 and rounded.
+struct Own {
+  float *x, *scales;  // [batch][hidden], [batch]
+  int8_t* bytes;      // [batch][filled(widest input)]
+};
+
+struct Range {
+  int64_t first, last;
+};
+
+// This thread's part of `count` rows or channels.
+Range part_of(int64_t count, int64_t thread, int64_t threads) {
+  const int64_t spans = (count + SPAN - 1) / SPAN;
+  const int64_t first = spans * thread / threads * SPAN, last = spans * (thread + 1) / threads * SPAN;
+  return {first < count ? first : count, last < count ? last : count};
+}
+
+// Whether the AVX-512 kernels with their int8 instructions may run here. MAMBAFORMER_ISA=avx2 or portable forbids it.
+[[maybe_unused]] bool has_avx512() {
+#if defined(__x86_64__)
+  const char* wish = std::getenv("MAMBAFORMER_ISA");
+  return !(wish && std::strcmp(wish, "avx2") == 0) && has_avx2() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+}  // namespace

@@ -1,0 +1,220 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// Reading sources with a Mamba language model on a CPU: what decode_step.cpp does for one token, for all tokens of a
+// batch, in one call that leaves each source's state and the hidden state at its last token.
+//
+// Tokens are taken in blocks, source after source without the padding; a block passes through all layers before the
+// next begins, so that what lies between two products stays in the cache and the memory needed does not depend on the
+// length. Between the projections nothing is copied: the convolution works in place, step sizes are made for some
+// channels at a time, and the scan writes over them. The last layer is asked for each source's last token alone.
+//
+// One team of threads runs through everything. Every thread owns some channels, some rows of each matrix and some
+// tokens. Neither their number nor the neighbours of a source change its result.
+
+#include <chrono>
+#include <cmath>
+
+#include "mamba_model.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 32;         // time steps that the scan takes together
+constexpr int64_t TOKENS = 252;       // of a block, unless asked otherwise: whole tiles of prefill_products.h
+constexpr int64_t MOST_TOKENS = 4096;
+constexpr int64_t LINE = 16;          // floats that the processor fetches together
+constexpr int64_t UNITS = 256;        // of a row of a matrix, laid out at a time
+constexpr int64_t WIDEST_PANEL = 32;  // rows of a matrix, laid out side by side
+
+// `model.ids` are (batch, width), each row's last lengths[row] being its source. `model.windows` and `model.states` are
+// written only, and so is `model.hidden_out`, (batch, hidden), at the last tokens. `product_seconds` receives the time
+// that one thread spends in products with matrices, or is null. `block` may be 0. Mirrored field by field in
+// modeling_mambaformer/emamba_prefill.py.
+struct PrefillArgs {
+  StepArgs model;
+  const int64_t* lengths;
+  double* product_seconds;
+  int64_t width, block;
+};
+
+// Neighbouring tokens of one source within a block: tokens `first` to `first + count` of the block.
+struct Segment {
+  int64_t row, first, count;
+  bool begins, ends;
+};
+
+// What is read at a time.
+struct TokenBlock {
+  Segment* segments;  // [tokens]
+  int64_t *ids, *ends, *end_rows;  // [tokens] each: ids; the last tokens of sources, and their rows
+  int64_t segment_count, count, end_count;
+};
+
+// Distance of neighbouring rows in floats: whole lines, an odd number of them, so that a column's values do not all
+// compete for the same few places of the cache.
+constexpr int64_t spread(int64_t columns) { return ((columns + LINE - 1) / LINE | 1) * LINE; }
+constexpr int64_t whole_lines(int64_t floats) { return (floats + LINE - 1) / LINE * LINE; }
+
+// Floats between neighbouring rows, and from a row's x to its z.
+struct Layout {
+  int64_t hidden, xz, z, projected, dim, words;
+  explicit Layout(const StepArgs& model)
+      : hidden(spread(model.hidden)),
+        xz(spread(2 * whole_lines(model.dim))),
+        z(whole_lines(model.dim)),
+        projected(spread(model.rank + 2 * model.state)),
+        dim(spread(model.dim)),
+        words(2 * spread(filled(model.hidden > model.dim ? model.hidden : model.dim) / 2)) {}
+};
+
+// What the threads share. `y` holds step sizes first. `carry` are the last inputs of the convolution where a source goes
+// on in the next block.
+struct Stage {
+  float *residual, *normed, *xz, *projected, *y, *last, *scales;  // [tokens] rows
+  float* carry;                                                   // [layers][kernel][dim]
+  int16_t* words;                                                 // [tokens]
+  TokenBlock block;
+};
+
+// What each thread has for itself.
+struct Bench {
+  float *panel, *sums, *factors, *scan, *conv;
+  int8_t* bytes;
+  double* seconds;
+};
+
+// Hands out parts of one piece of memory, each beginning with a line.
+struct Arena {
+  float* next;
+  float* take(int64_t floats) {
+    float* part = next;
+    next += whole_lines(floats);
+    return part;
+  }
+};
+
+int64_t bench_size(const StepArgs& model, int64_t tokens) {
+  const int64_t widest = filled(model.hidden > model.dim ? model.hidden : model.dim);
+  return whole_lines(UNITS * WIDEST_PANEL) + whole_lines(tokens * WIDEST_PANEL) +
+         whole_lines(UNITS / (GROUP / 2) * WIDEST_PANEL) + whole_lines((3 * CHUNK + 2 * model.state) * BLOCK) +
+         whole_lines((3 * model.kernel + 1) * BLOCK) + whole_lines(widest / 4);
+}
+
+Bench make_bench(const StepArgs& model, int64_t tokens, float* memory, double* seconds) {
+  Arena arena = {memory};
+  const int64_t widest = filled(model.hidden > model.dim ? model.hidden : model.dim);
+  Bench bench;
+  bench.panel = arena.take(UNITS * WIDEST_PANEL);
+  bench.sums = arena.take(tokens * WIDEST_PANEL);
+  bench.factors = arena.take(UNITS / (GROUP / 2) * WIDEST_PANEL);
+  bench.scan = arena.take((3 * CHUNK + 2 * model.state) * BLOCK);
+  bench.conv = arena.take((3 * model.kernel + 1) * BLOCK);
+  bench.bytes = reinterpret_cast<int8_t*>(arena.take(widest / 4));
+  bench.seconds = seconds;
+  return bench;
+}
+
+// Fills `block` with the next tokens; `row` and `at` say how far the batch has been read.
+void cut(const PrefillArgs& args, int64_t tokens, int64_t& row, int64_t& at, TokenBlock& block) {
+  block.segment_count = block.count = block.end_count = 0;
+  while (block.count < tokens && row < args.model.batch) {
+    const int64_t length = args.lengths[row], left = length - at, room = tokens - block.count;
+    const int64_t count = left < room ? left : room;
+    block.segments[block.segment_count++] = {row, block.count, count, at == 0, count == left};
+    std::memcpy(block.ids + block.count, args.model.ids + row * args.width + args.width - left,
+                sizeof(int64_t) * count);
+    block.count += count;
+    at += count;
+    if (count == left) {
+      block.ends[block.end_count] = block.count - 1;
+      block.end_rows[block.end_count++] = row++;
+      at = 0;
+    }
+  }
+}
+
+// Adds the time of its life to `*seconds`, unless that is null.
+struct Stopwatch {
+  double* seconds;
+  std::chrono::steady_clock::time_point begin;
+  explicit Stopwatch(double* to) : seconds(to) {
+    if (seconds) begin = std::chrono::steady_clock::now();
+  }
+  ~Stopwatch() {
+    if (seconds) *seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+};
+
+}  // namespace
+
+#define ISA_KERNELS "prefill_kernels.h"
+#define ISA_WITH_AVX512
+#include "for_each_isa.h"
+
+extern "C" {
+
+// Raised with every change of PrefillArgs or of what it means.
+int64_t mambaformer_prefill_abi() { return 1; }
+
+// Returns 0; 1 when memory for the workspace is missing; 2, with nothing done, for an id outside the vocabulary; 3, with
+// nothing done, for a length outside [1, width].
+int mambaformer_prefill_run(const PrefillArgs* pointer) {
+  const PrefillArgs& args = *pointer;
+  const StepArgs& model = args.model;
+  if (args.product_seconds) *args.product_seconds = 0.0;
+  int64_t total = 0;
+  for (int64_t b = 0; b < model.batch; ++b) {
+    const int64_t length = args.lengths[b];
+    if (length < 1 || length > args.width) return 3;
+    for (int64_t i = args.width - length; i < args.width; ++i)
+      if (model.ids[b * args.width + i] < 0 || model.ids[b * args.width + i] >= model.vocab) return 2;
+    total += length;
+  }
+  if (total == 0) return 0;
+
+  const int64_t wish = args.block > 0 ? args.block : TOKENS, most = wish < MOST_TOKENS ? wish : MOST_TOKENS;
+  const int64_t tokens = total < most ? total : most, lasts = model.batch < tokens ? model.batch : tokens;
+  const int64_t layer = model.dim * (3 * model.hidden + 2 * model.rank + 10 * model.state);
+  const int64_t threads = thread_count(args.model.threads, (model.dim + SPAN - 1) / SPAN, tokens * layer);
+  const Layout layout(model);
+  const int64_t own = bench_size(model, tokens), carry = model.layer_count * model.kernel * model.dim;
+  const int64_t rows = 2 * layout.hidden + layout.xz + layout.projected + layout.dim + layout.words / 2;
+  const int64_t block_size = whole_lines(tokens * static_cast<int64_t>(sizeof(Segment) / sizeof(float))) +
+                             3 * whole_lines(2 * tokens);
+  Buffer workspace(tokens * rows + lasts * layout.hidden + whole_lines(tokens) + whole_lines(carry) + block_size +
+                   threads * own + LINE);
+  if (!workspace.data) return 1;
+  const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
+  Arena arena = {workspace.data + (64 - address % 64) % 64 / sizeof(float)};
+  Stage stage;
+  stage.residual = arena.take(tokens * layout.hidden);
+  stage.normed = arena.take(tokens * layout.hidden);
+  stage.xz = arena.take(tokens * layout.xz);
+  stage.projected = arena.take(tokens * layout.projected);
+  stage.y = arena.take(tokens * layout.dim);
+  stage.words = reinterpret_cast<int16_t*>(arena.take(tokens * layout.words / 2));
+  stage.last = arena.take(lasts * layout.hidden);
+  stage.scales = arena.take(tokens);
+  stage.carry = arena.take(carry);
+  stage.block.segments = reinterpret_cast<Segment*>(arena.take(tokens * sizeof(Segment) / sizeof(float)));
+  for (int64_t** list : {&stage.block.ids, &stage.block.ends, &stage.block.end_rows})
+    *list = reinterpret_cast<int64_t*>(arena.take(2 * tokens));
+  float* benches = arena.next;
+  const int64_t block_count = (total + tokens - 1) / tokens;
+  const auto read = CHOOSE_ISA(read_block);
+#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
+  {
+    const FlushDenormals flush;
+    const int64_t thread = thread_index();
+    const Bench bench = make_bench(model, tokens, benches + thread * own, thread == 0 ? args.product_seconds : nullptr);
+    int64_t row = 0, at = 0;  // of the first thread
+    for (int64_t i = 0; i < block_count; ++i) {
+      if (thread == 0) cut(args, tokens, row, at, stage.block);
+      meet();
+      read(model, layout, stage, bench, thread, team_size());
+      meet();
+    }
+  }
+  return 0;
+}
+
+}  // extern "C"

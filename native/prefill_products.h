@@ -1,0 +1,245 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// Products of many vectors, the tokens of a source, with a matrix. Included by prefill_kernels.h once for every
+// instruction set.
+//
+// Some rows of the matrix, as many as two vectors have lanes, are laid side by side, and so each of their columns meets
+// a token's value in one instruction. float32 and bfloat16 are multiplied as float32; int8 and 4-bit weights as pairs of
+// 16-bit numbers, summed in 32 bits, which makes the very sums of the decoding step. A token's result does not depend on
+// its neighbours, nor on the number of threads.
+
+#include "matrix_products.h"
+
+namespace ISA_NAMESPACE {
+
+typedef int16_t WordVec __attribute__((vector_size(W * 4)));
+
+constexpr int PANEL = 2 * W;             // rows of the matrix, side by side
+constexpr int TILE = W == 16 ? 12 : 6;   // tokens, whose sums with a panel fit into the registers
+constexpr int64_t DEPTH = 256;           // units of 32 bits a row that are laid out at a time: one column, or two
+constexpr int64_t GROUP_UNITS = GROUP / 2;
+
+static_assert(PANEL <= WIDEST_PANEL && DEPTH == UNITS && DEPTH % GROUP_UNITS == 0, "the workspace holds a panel");
+
+struct Nibbles {
+  uint8_t pair;
+};
+
+// Units `at` to `at + 8` of a row, or one of them: columns of floats, or pairs of 16-bit columns.
+#if ISA_WIDTH >= 8
+ISA_INLINE __m256 eight_units(const float* row, int64_t at) { return _mm256_loadu_ps(row + at); }
+ISA_INLINE __m256 eight_units(const uint16_t* row, int64_t at) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+ISA_INLINE __m256 eight_units(const int8_t* row, int64_t at) {
+  return _mm256_castsi256_ps(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * at))));
+}
+ISA_INLINE __m256 eight_units(const Nibbles* row, int64_t at) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at / GROUP_UNITS * GROUP_BYTES));
+  const __m128i half = at % GROUP_UNITS ? _mm_srli_epi16(bytes, 4) : bytes;
+  const __m128i whole = _mm_sub_epi8(_mm_and_si128(half, _mm_set1_epi8(15)), _mm_set1_epi8(8));
+  return _mm256_castsi256_ps(_mm256_cvtepi8_epi16(whole));
+}
+
+ISA_INLINE void transpose(__m256 (&x)[8]) {
+  __m256 y[8], z[8];
+  for (int i = 0; i < 8; i += 2) {
+    y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      z[i + 2 * k] = _mm256_shuffle_ps(y[i + k], y[i + 2 + k], 0x44);
+      z[i + 2 * k + 1] = _mm256_shuffle_ps(y[i + k], y[i + 2 + k], 0xEE);
+    }
+  for (int i = 0; i < 4; ++i) {
+    x[i] = _mm256_permute2f128_ps(z[i], z[i + 4], 0x20);
+    x[i + 4] = _mm256_permute2f128_ps(z[i], z[i + 4], 0x31);
+  }
+}
+#endif
+
+ISA_INLINE void one_unit(const float* row, int64_t at, float* to) { *to = row[at]; }
+ISA_INLINE void one_unit(const uint16_t* row, int64_t at, float* to) { *to = as_float(row[at]); }
+ISA_INLINE void one_unit(const int8_t* row, int64_t at, float* to) {
+  const int16_t pair[2] = {row[2 * at], row[2 * at + 1]};
+  std::memcpy(to, pair, sizeof pair);
+}
+ISA_INLINE void one_unit(const Nibbles* row, int64_t at, float* to) {
+  const Nibbles* bytes = row + at / GROUP_UNITS * GROUP_BYTES + 2 * (at % (GROUP_UNITS / 2));
+  const int shift = at % GROUP_UNITS < GROUP_UNITS / 2 ? 0 : 4;
+  const int16_t pair[2] = {static_cast<int16_t>((bytes[0].pair >> shift & 15) - 8),
+                           static_cast<int16_t>((bytes[1].pair >> shift & 15) - 8)};
+  std::memcpy(to, pair, sizeof pair);
+}
+
+// Units `first` to `first + depth` of `rows` rows, side by side: panel is [depth][PANEL]. Missing rows repeat the first.
+template <class T>
+ISA_INLINE void lay_out(const T* matrix, int64_t row, int64_t rows, int64_t first, int64_t depth, float* panel) {
+  int64_t u = 0;
+#if ISA_WIDTH >= 8
+  for (; u + 8 <= depth; u += 8)
+    for (int64_t r = 0; r < PANEL; r += 8) {
+      __m256 x[8];
+      for (int64_t i = 0; i < 8; ++i) x[i] = eight_units(matrix + (r + i < rows ? r + i : 0) * row, first + u);
+      transpose(x);
+      for (int64_t i = 0; i < 8; ++i) _mm256_storeu_ps(panel + (u + i) * PANEL + r, x[i]);
+    }
+#endif
+  for (; u < depth; ++u)
+    for (int64_t r = 0; r < PANEL; ++r)
+      one_unit(matrix + (r < rows ? r : 0) * row, first + u, panel + u * PANEL + r);
+}
+
+// sum + the products of both halves of each lane of `w` with those of the pair at `x`.
+ISA_INLINE IntVec add_pairs(IntVec sum, const float* w, const int16_t* x) {
+  int32_t pair;
+  std::memcpy(&pair, x, sizeof pair);
+#if ISA_WIDTH == 16
+  return (IntVec)_mm512_dpwssd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(pair));
+#elif ISA_WIDTH == 8
+  const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+  return (IntVec)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(weights, _mm256_set1_epi32(pair)));
+#else
+  int16_t words[2 * W];
+  std::memcpy(words, w, sizeof words);
+  for (int i = 0; i < W; ++i) sum[i] += words[2 * i] * x[0] + words[2 * i + 1] * x[1];
+  return sum;
+#endif
+}
+
+// Adds the products of N tokens with a panel to their sums [N][PANEL]: floats.
+template <int N>
+ISA_INLINE void float_tile(const float* panel, int64_t depth, const float* x, int64_t x_row, float* sums) {
+  Vec sum[N][2];
+  for (int b = 0; b < N; ++b)
+    for (int v = 0; v < 2; ++v) sum[b][v] = load(sums + b * PANEL + v * W);
+  for (int64_t u = 0; u < depth; ++u, panel += PANEL, ++x) {
+    const Vec first = load(panel), second = load(panel + W);
+    for (int b = 0; b < N; ++b) {
+      sum[b][0] += first * x[b * x_row];
+      sum[b][1] += second * x[b * x_row];
+    }
+  }
+  for (int b = 0; b < N; ++b)
+    for (int v = 0; v < 2; ++v) store(sums + b * PANEL + v * W, sum[b][v]);
+}
+
+// The same for pairs of 16-bit numbers: 32-bit sums, kept where floats would be.
+template <int N>
+ISA_INLINE void word_tile(const float* panel, int64_t depth, const int16_t* x, int64_t x_row, float* sums) {
+  IntVec sum[N][2];
+  for (int b = 0; b < N; ++b)
+    for (int v = 0; v < 2; ++v) sum[b][v] = (IntVec)load(sums + b * PANEL + v * W);
+  for (int64_t u = 0; u < depth; ++u, panel += PANEL, x += 2)
+    for (int b = 0; b < N; ++b)
+      for (int v = 0; v < 2; ++v) sum[b][v] = add_pairs(sum[b][v], panel + v * W, x + b * x_row);
+  for (int b = 0; b < N; ++b)
+    for (int v = 0; v < 2; ++v) store(sums + b * PANEL + v * W, (Vec)sum[b][v]);
+}
+
+// The same where every GROUP columns have scales of their own, [groups][PANEL]: float sums.
+template <int N>
+ISA_INLINE void group_tile(const float* panel, int64_t depth, const float* factors, const int16_t* x, int64_t x_row,
+                           float* sums) {
+  for (int64_t u = 0; u < depth; u += GROUP_UNITS, factors += PANEL) {
+    IntVec sum[N][2] = {};
+    for (int64_t i = 0; i < GROUP_UNITS; ++i, panel += PANEL, x += 2)
+      for (int b = 0; b < N; ++b)
+        for (int v = 0; v < 2; ++v) sum[b][v] = add_pairs(sum[b][v], panel + v * W, x + b * x_row);
+    for (int b = 0; b < N; ++b)
+      for (int v = 0; v < 2; ++v) {
+        float* at = sums + b * PANEL + v * W;
+        store(at, load(at) + __builtin_convertvector(sum[b][v], Vec) * load(factors + v * W));
+      }
+  }
+}
+
+// What a matrix is multiplied with: `count` tokens, in 16-bit numbers with a scale each where the matrix is rounded.
+struct Tokens {
+  const float* x;
+  const int16_t* words;
+  const float* scales;
+  int64_t row, word_row, count;
+};
+
+// What one thread needs for a product: the panel, the sums of all tokens with it, and the scales of its groups.
+struct Desk {
+  float *panel, *sums, *factors;  // [DEPTH][PANEL], [tokens][PANEL], [DEPTH / GROUP_UNITS][PANEL]
+};
+
+template <int64_t Kind, int N>
+ISA_INLINE void add_tile(const Desk& desk, int64_t depth, const Tokens& in, int64_t t, int64_t first) {
+  float* sums = desk.sums + t * PANEL;
+  if constexpr (Kind == INT8)
+    word_tile<N>(desk.panel, depth, in.words + t * in.word_row + 2 * first, in.word_row, sums);
+  else if constexpr (Kind == INT4)
+    group_tile<N>(desk.panel, depth, desk.factors, in.words + t * in.word_row + 2 * first, in.word_row, sums);
+  else
+    float_tile<N>(desk.panel, depth, in.x + t * in.row + first, in.row, sums);
+}
+
+// Adds up the products of all tokens with rows r to r + rows. T is how the matrix is stored.
+template <int64_t Kind, class T>
+ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int64_t r, int64_t rows, const Tokens& in,
+                          const Desk& desk) {
+  std::memset(desk.sums, 0, sizeof(float) * in.count * PANEL);
+  for (int64_t first = 0; first < units; first += DEPTH) {
+    const int64_t depth = units - first < DEPTH ? units - first : DEPTH;
+    lay_out(static_cast<const T*>(matrix.data) + r * row, row, rows, first, depth, desk.panel);
+    if constexpr (Kind == INT4) {
+      const int64_t groups = units / GROUP_UNITS;
+      const uint16_t* scale = static_cast<const uint16_t*>(matrix.scale) + r * groups + first / GROUP_UNITS;
+      for (int64_t g = 0; g < depth / GROUP_UNITS; ++g)
+        for (int64_t i = 0; i < PANEL; ++i)
+          desk.factors[g * PANEL + i] = as_float(scale[(i < rows ? i : 0) * groups + g]);
+    }
+    int64_t t = 0;
+    for (; t + TILE <= in.count; t += TILE) add_tile<Kind, TILE>(desk, depth, in, t, first);
+    for (; t + 4 <= in.count; t += 4) add_tile<Kind, 4>(desk, depth, in, t, first);
+    for (; t + 2 <= in.count; t += 2) add_tile<Kind, 2>(desk, depth, in, t, first);
+    for (; t < in.count; ++t) add_tile<Kind, 1>(desk, depth, in, t, first);
+  }
+}
+
+// The sums of all tokens with rows r to r + rows, with scales and bias, into or onto `to`.
+ISA_INLINE void store_panel(const Matrix& matrix, int64_t r, int64_t rows, const Tokens& in, const Desk& desk,
+                            float* to, int64_t to_row, bool add) {
+  float bias[PANEL] = {}, scale[PANEL] = {};
+  for (int64_t i = 0; i < rows; ++i) {
+    bias[i] = matrix.bias ? matrix.bias[r + i] : 0.0f;
+    scale[i] = matrix.format == INT8 ? static_cast<const float*>(matrix.scale)[r + i] : 0.0f;
+  }
+  for (int64_t t = 0; t < in.count; ++t)
+    for (int64_t i = 0; i < rows; i += W) {
+      float* out = to + t * to_row + r + i;
+      Vec value = load(desk.sums + t * PANEL + i);
+      if (matrix.format == INT8)
+        value = __builtin_convertvector((IntVec)value, Vec) * (load(scale + i) * in.scales[t]);
+      else if (matrix.format == INT4)
+        value *= in.scales[t];
+      value += load(bias + i);
+      store_part(out, add ? load_part(out, rows - i) + value : value, rows - i);
+    }
+}
+
+// The rows `range` of matrix * tokens + bias, into or onto `to` (tokens, to_row).
+ISA_TARGET [[maybe_unused]] static void multiply_tokens(const Matrix& matrix, const Range& range, const Tokens& in,
+                                                        float* to, int64_t to_row, bool add, const Desk& desk) {
+  const int64_t columns = matrix.columns, groups = (columns + GROUP - 1) / GROUP;
+  for (int64_t r = range.first; r < range.last; r += PANEL) {
+    const int64_t rows = range.last - r < PANEL ? range.last - r : PANEL;
+    if (matrix.format == INT8)
+      add_panel<INT8, int8_t>(matrix, filled(columns), filled(columns) / 2, r, rows, in, desk);
+    else if (matrix.format == INT4)
+      add_panel<INT4, Nibbles>(matrix, groups * GROUP_BYTES, groups * GROUP_UNITS, r, rows, in, desk);
+    else if (matrix.format == BFLOAT16)
+      add_panel<BFLOAT16, uint16_t>(matrix, columns, columns, r, rows, in, desk);
+    else
+      add_panel<FLOAT32, float>(matrix, columns, columns, r, rows, in, desk);
+    store_panel(matrix, r, rows, in, desk, to, to_row, add);
+  }
+}
+
+}  // namespace ISA_NAMESPACE
