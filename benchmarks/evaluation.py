@@ -22,7 +22,7 @@ from ..trainer.router_questions import write_router_questions
 from .machine import RESULTS
 
 SPLITS = ("test_phrasing", "test_concept", "test_long")
-TABLES = ("quality", "captured", "plain")
+TABLES = ("quality", "differences", "captured", "plain")
 FIGURES = (
     "pareto_bert_score.png",
     "captured.png",

@@ -27,27 +27,6 @@ ALWAYS, NEVER = float("-inf"), float("inf")  # thresholds
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
-class ScheduledMambaFormer(MambaFormerForConditionalGeneration):
-    """A MambaFormer whose gate is open for the first `open_rows` sources, and which routes `positions` to ET5."""
-
-    open_rows: int = 0
-    positions: frozenset[int] = frozenset()
-    clocks: dict[str, PartClock] | None = None  # `encoder_seconds` and `pass_seconds`, of ET5
-
-    def _gate_logits(self, at_source_end, scalars):
-        computed = super()._gate_logits(at_source_end, scalars)  # (B,)
-        wanted = torch.arange(len(computed), device=computed.device) < self.open_rows  # (B,)
-        return torch.where(wanted, computed.abs() + 1, -computed.abs() - 1)
-
-    def _incremental(self, cache, ids, states, keep):
-        threshold = ALWAYS if cache.get_seq_length() in self.positions else NEVER
-        cache.request = replace(cache.request, threshold=threshold)
-        if self.clocks and cache.get_seq_length() == 0:
-            cache.et5.encode = self.clocks["encoder_seconds"].timed(cache.et5.encode)
-            cache.et5.decode = self.clocks["pass_seconds"].timed(cache.et5.decode)
-        return super()._incremental(cache, ids, states, keep)
-
-
 class PartClock:
     """
     Seconds that passed inside a function, since `seconds` was last set to 0.
@@ -72,6 +51,27 @@ class PartClock:
             return result
 
         return call
+
+
+class ScheduledMambaFormer(MambaFormerForConditionalGeneration):
+    """A MambaFormer whose gate is open for the first `open_rows` sources, and which routes `positions` to ET5."""
+
+    open_rows: int = 0
+    positions: frozenset[int] = frozenset()
+    clocks: dict[str, PartClock] | None = None  # `encoder_seconds` and `pass_seconds`, of ET5
+
+    def _gate_logits(self, at_source_end, scalars):
+        computed = super()._gate_logits(at_source_end, scalars)  # (B,)
+        wanted = torch.arange(len(computed), device=computed.device) < self.open_rows  # (B,)
+        return torch.where(wanted, computed.abs() + 1, -computed.abs() - 1)
+
+    def _incremental(self, cache, ids, states, keep):
+        threshold = ALWAYS if cache.get_seq_length() in self.positions else NEVER
+        cache.request = replace(cache.request, threshold=threshold)
+        if self.clocks and cache.get_seq_length() == 0:
+            cache.et5.encode = self.clocks["encoder_seconds"].timed(cache.et5.encode)
+            cache.et5.decode = self.clocks["pass_seconds"].timed(cache.et5.decode)
+        return super()._incremental(cache, ids, states, keep)
 
 
 class OurMambaFormer(TorchEngine):

@@ -167,3 +167,12 @@ def test_the_recipe_keeps_its_three_parts_apart(repo_root, labeled, tmp_path, sh
     assert {name: len(part) for name, part in ids.items()} == {"train": 350, "distil": 100, "validation": 50}
     assert len(set.union(*ids.values())) == 500 and not set.union(*ids.values()) & pubmedqa.test_ids()
     assert all(decision_of(answer) for part in texts.values() for answer in part["answer"])
+
+
+def test_the_benchmark_says_how_to_train_what_it_measures(tmp_path, monkeypatch, capsys):
+    from mambaformer.benchmarks import pubmedqa
+
+    monkeypatch.setattr("sys.argv", ["pubmedqa", "--model", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    assert pubmedqa.main() == 0
+    assert "pubmedqa_embedded.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -14,14 +14,13 @@ import json
 import math
 import random
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -55,6 +54,7 @@ from .pretrain_data import (
     read_medquad,
 )
 from .pretrain_loss import fuse_activations, pretraining_loss, token_shares
+from .pretrain_noise import NumberedRows, QuestionNoise
 from .pretrain_probe import COLLATE, EXPERTS, JsonlLog, ProbeCallback
 from .pretrain_questions import reworded_contexts, reworded_rows
 from .pretrain_tasks import RECALL_SHARES, recall_examples, split_sentences
@@ -80,6 +80,7 @@ class PretrainArguments:
     rewordings: int = field(default=0, metadata={"help": "Random questions for every aspect of a DentalQA concept."})
     first_tokens: int = field(default=6, metadata={"help": "How many tokens of a sentence `first_weight` applies to."})
     first_weight: float = field(default=1.0, metadata={"help": "Weight of a sentence's first tokens in the loss."})
+    question_noise: float = field(default=0.0, metadata={"help": "Share of a closed-book question's tokens replaced."})
     vocab_size: int = 8000
     max_source_tokens: int = 320
     max_target_tokens: int = 96
@@ -283,24 +284,6 @@ def relative_rate(parameter: torch.Tensor, largest: float = 5.0) -> float:
     return min(size / 0.1, largest)
 
 
-class NumberedRows(Dataset):
-    """A data set whose batches carry the numbers of their rows, as `row` `(B,)` long."""
-
-    def __init__(self, dataset: Dataset, collate: Callable[[list], dict[str, torch.Tensor]]):
-        self.dataset, self.collate_rows = dataset, collate
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple:
-        return index, self.dataset[index]
-
-    def collate(self, numbered: list[tuple]) -> dict[str, torch.Tensor]:
-        """The batch of the rows themselves, and their numbers."""
-        numbers, rows = zip(*numbered, strict=True)
-        return {**self.collate_rows(list(rows)), "row": torch.tensor(numbers)}
-
-
 class PretrainTrainer(FiniteLossMixin, Trainer):
     """A `Trainer` whose loss is the mean over target tokens and whose batches come from the mixture.
 
@@ -310,15 +293,15 @@ class PretrainTrainer(FiniteLossMixin, Trainer):
 
     def __init__(
         self, *args, expert: str, sampler: MixtureBatchSampler, probe: ProbeCallback, min_lr_rate: float,
-        first_tokens: int, first_weight: float, sentence_ends: torch.Tensor, **kwargs,
+        first_tokens: int, first_weight: float, sentence_ends: torch.Tensor, noise: QuestionNoise, **kwargs,
     ):  # fmt: skip
         super().__init__(*args, callbacks=[probe], **kwargs)
         self.expert, self.sampler, self.probe, self.min_lr_rate = expert, sampler, probe, min_lr_rate
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs, self.noise = False, noise
         self.first_tokens, self.first_weight, self.sentence_ends = first_tokens, first_weight, sentence_ends
 
     def get_train_dataloader(self) -> DataLoader:
-        rows = NumberedRows(self.train_dataset, self.data_collator)
+        rows = NumberedRows(self.noise.of(self.train_dataset), self.data_collator)
         loader = DataLoader(rows, batch_sampler=self.sampler, collate_fn=rows.collate)
         return self.accelerator.prepare(loader)
 
@@ -412,6 +395,7 @@ def train(arguments: PretrainArguments) -> Path:
         min_lr_rate=arguments.min_lr_rate,
         first_tokens=arguments.first_tokens,
         first_weight=arguments.first_weight,
+        noise=QuestionNoise(arguments.question_noise, arguments.seed, len(tokenizer), len(tokenizer.all_special_ids)),
         sentence_ends=torch.tensor([i for i in range(len(tokenizer)) if tokenizer.decode([i]).endswith(".")]),
     )
     last = last_whole_checkpoint(checkpoints)
