@@ -438,7 +438,7 @@ def test_shipped_sizes_fit_the_embedded_default(repo_root):
 
 
 def test_noise_replaces_tokens_of_closed_book_questions_alone(arguments):
-    """About the share asked for, never the beginning or the end, the same in every run, and no source with a context."""
+    """About the share asked for, not the beginning or the end, the same in every run, no source with a context."""
     store = TokenStore(arguments.data_dir / "train")
     noise = QuestionNoise(0.3, 5, 8000, 3)
     noisy, again = noise.of(store), noise.of(store)

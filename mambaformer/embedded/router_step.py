@@ -9,6 +9,7 @@ nothing trains, traces or listens to. Where it does not apply it returns `None`,
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from .packed_weights import DECODE_LIBRARY
 from .router import RouterState, TokenRouter
 from .router_features import FEATURE_GROUPS, complexity, domain, length
 
-GROUP_CODES = {complexity: 0, length: 1, domain: 2}  # of native/router_step.cpp
+GROUP_CODES: dict[Callable | None, int] = {complexity: 0, length: 1, domain: 2}  # of native/router_step.cpp
 POINTERS = (
     "ids embeddings states logits source_length source_domain hidden_proj feature_weight feature_bias past_weight "
     "score_weight score_bias domain_weight groups allowed ended previous domain_sum embedding_sum since spent seen "
