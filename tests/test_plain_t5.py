@@ -16,6 +16,7 @@ from tiny_training import tiny_rows, tiny_tokenizer, write_jsonl
 from mambaformer import embedded_checkpoint
 from mambaformer.trainer import evaluation_plots
 from mambaformer.trainer.data import tokenize_qa
+from mambaformer.trainer.embedded import OVERRIDES
 from mambaformer.trainer.evaluate import main
 from mambaformer.trainer.evaluation_generation import PLAIN, Policy, time_answers, write_answers
 from mambaformer.trainer.evaluation_models import load_plain
@@ -55,7 +56,10 @@ def recipe(root, name: str):
 def test_the_recipe_differs_from_the_embedded_default_in_size_alone(repo_root):
     plain, base = recipe(repo_root, "embedded_plain_t5"), recipe(repo_root, "embedded_pretrain")
     ours = {key for key, value in vars(plain).items() if value != vars(base)[key]}
-    assert {key for key in ours if not key.startswith("emamba_")} - OF_THE_DATA <= OWN
+    reading = {"reading_from", "reading_factor"}  # which embedded.py gives its ET5 on the command line
+    assert {key for key in ours if not key.startswith("emamba_")} - OF_THE_DATA - reading <= OWN
+    given = dict(zip(OVERRIDES["et5"][::2], OVERRIDES["et5"][1::2], strict=True))
+    assert plain.reading_factor == float(given["--reading_factor"]) and plain.reading_from
     assert plain.data_dir == base.data_dir and plain.output_dir != base.output_dir
     assert plain.threads * plain.max_minutes == 2 * base.threads * base.max_minutes  # both experts, one core each
 

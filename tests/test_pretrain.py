@@ -40,7 +40,6 @@ from mambaformer.trainer.pretrain_loss import (
     target_hidden,
     token_shares,
 )
-from mambaformer.trainer.pretrain_noise import QuestionNoise
 from mambaformer.trainer.pretrain_probe import JsonlLog, greedy, teacher_forced
 from mambaformer.trainer.pretrain_tasks import TASKS, Example, recall_examples, split_sentences
 
@@ -435,24 +434,3 @@ def test_shipped_sizes_fit_the_embedded_default(repo_root):
         with torch.device("meta"):
             total += build_expert(PretrainArguments(**{**vars(made), "expert": expert}), Vocabulary()).num_parameters()
     assert 2 * total <= 32e6  # bytes in bfloat16
-
-
-def test_noise_replaces_tokens_of_closed_book_questions_alone(arguments):
-    """About the share asked for, not the beginning or the end, the same in every run, no source with a context."""
-    store = TokenStore(arguments.data_dir / "train")
-    noise = QuestionNoise(0.3, 5, 8000, 3)
-    noisy, again = noise.of(store), noise.of(store)
-    changed = total = 0
-    for index in range(len(store)):
-        (source, target), (before, same) = noisy[index], store[index]
-        assert np.array_equal(target, same) and np.array_equal(source, again[index][0])
-        if GROUPS[store.group[index]] in ("context", "recall"):
-            assert np.array_equal(source, before)
-            continue
-        assert np.array_equal(source[:2], before[:2]) and source[-1] == before[-1]
-        assert source.min() >= 0 and (source[source != before] >= 3).all()
-        changed, total = changed + int((source != before).sum()), total + len(source) - 3
-    assert 0.25 < changed / total < 0.35
-    assert QuestionNoise(0.0, 5, 8000, 3).of(store) is store
-    with pytest.raises(ValueError, match="1.5"):
-        QuestionNoise(1.5, 5, 8000, 3)
