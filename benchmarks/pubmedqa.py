@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=Path("runs/pubmedqa_embedded/model"), help="folder of the model")
     parser.add_argument("--data", default="qiaojin/PubMedQA", help="PubMedQA's own file, or its id on the Hub")
     parser.add_argument("--rows", type=int, default=500, help="test questions")
+    parser.add_argument("--baselines", nargs="+", default=["all"], help="as of the evaluation")
     parser.add_argument("--out", type=Path, default=Path("results/pubmedqa"), help="folder of the whole evaluation")
     arguments = parser.parse_args()
     if not arguments.model.is_dir():
@@ -34,6 +35,7 @@ def main() -> int:
         return 0  # nothing to measure is no failure of `make bench`
     command = ["--model", str(arguments.model), "--data", arguments.data, "--splits", "test"]
     command += ["--rows", str(arguments.rows), "--calibration-rows", "50", "--budgets", "0.038", "0.15"]
+    command += ["--baselines", *arguments.baselines]
     code = evaluate([*command, "--out", str(arguments.out)])
     if code:
         return code
