@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .module_snapshot import is_plain_call
 from .packed_weights import DECODE_LIBRARY
 from .router import RouterState, TokenRouter
 from .router_features import FEATURE_GROUPS, complexity, domain, length
@@ -138,15 +139,12 @@ def router_step(
 
 def may_run(router: TokenRouter, inputs: tuple[Tensor, ...]) -> bool:
     """Whether this router may be run compiled on `inputs`: plain memory of a CPU, no gradients, nobody who traces."""
-    return not (
-        torch.is_grad_enabled()
-        or not hasattr(DECODE_LIBRARY, "mambaformer_router_step")
-        or type(router) is not TokenRouter
-        or router.training
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or any(type(x) is not Tensor or not x.is_cpu for x in inputs)
-        or any(FEATURE_GROUPS[name].compute not in GROUP_CODES for name in router.groups)
+    return (
+        type(router) is TokenRouter
+        and hasattr(DECODE_LIBRARY, "mambaformer_router_step")
+        and is_plain_call(router)
+        and all(type(x) is Tensor and x.is_cpu for x in inputs)
+        and all(FEATURE_GROUPS[name].compute in GROUP_CODES for name in router.groups)
     )
 
 

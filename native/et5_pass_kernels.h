@@ -7,12 +7,6 @@
 
 namespace ISA_NAMESPACE {
 
-ISA_INLINE float dot(const float* x, const float* y, int64_t count) {
-  Vec sum = {};
-  for (int64_t i = 0; i < count; i += W) sum += load_part(x + i, count - i) * load_part(y + i, count - i);
-  return lane_sum(sum);
-}
-
 // scores (count) to softmax, in place. Scores of minus infinity become 0; if all are, so does everything.
 ISA_INLINE void softmax(float* scores, int64_t count) {
   float top = scores[0], sum = 0.0f;

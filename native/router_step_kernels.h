@@ -6,12 +6,6 @@ namespace ISA_NAMESPACE {
 
 constexpr int64_t STRETCH = 1024;  // so many terms are summed in float32, and their sums in double
 
-ISA_INLINE float dot(const float* x, const float* y, int64_t count) {
-  Vec sum = {};
-  for (int64_t i = 0; i < count; i += W) sum += load_part(x + i, count - i) * load_part(y + i, count - i);
-  return lane_sum(sum);
-}
-
 struct Distribution {
   float entropy, log_top;  // in nats
 };

@@ -55,6 +55,12 @@ ISA_INLINE float lane_sum(Vec x) {
   return total;
 }
 
+ISA_INLINE float dot(const float* x, const float* y, int64_t count) {
+  Vec sum = {};
+  for (int64_t i = 0; i < count; i += W) sum += load_part(x + i, count - i) * load_part(y + i, count - i);
+  return lane_sum(sum);
+}
+
 ISA_INLINE float lane_max(Vec x) {
   float part[W], largest = 0.0f;
   store(part, x);

@@ -23,7 +23,7 @@ from transformers import (
 
 from mambaformer import MambaFormerConfig, MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
 from mambaformer.dental_qa import load_dental_qa
-from mambaformer.modeling_mambaformer import emamba_decoder
+from mambaformer.modeling_mambaformer import emamba_decoder, module_snapshot
 from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
 from mambaformer.modeling_mambaformer.emamba_stream import head_logits, read_on, read_source
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
@@ -276,9 +276,9 @@ def replace_forward(model):
     ],
 )
 def test_off_for_an_unusual_model_before_and_during_a_sequence(emamba, disturb, said, caplog, monkeypatch):
-    emamba_decoder.report.cache_clear()
-    monkeypatch.setattr(emamba_decoder.logger, "propagate", True)
-    emamba_decoder.logger.setLevel("INFO")
+    module_snapshot.report.cache_clear()
+    monkeypatch.setattr(module_snapshot.logger, "propagate", True)
+    module_snapshot.logger.setLevel("INFO")
     cache, ids = begin(emamba, 1)
     decoder = EMambaDecoder()
     by_steps(decoder, emamba, cache, ids[:, :1])

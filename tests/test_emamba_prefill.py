@@ -25,7 +25,7 @@ from test_emamba_decoder import (
 from tiny_experts import VOCAB, random_batch, tiny_emamba
 from transformers import FalconMambaConfig, FalconMambaForCausalLM, MambaConfig, MambaForCausalLM
 
-from mambaformer.modeling_mambaformer import emamba_decoder, emamba_prefill
+from mambaformer.modeling_mambaformer import emamba_prefill, module_snapshot
 from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder, cached_states
 from mambaformer.modeling_mambaformer.emamba_prefill import can_read, fresh_cache, prefill, read_sources, run_prefill
 from mambaformer.modeling_mambaformer.emamba_stream import read_source
@@ -238,9 +238,9 @@ def test_generate_says_the_same_with_and_without(composed, side, options, calls,
 
 @pytest.mark.parametrize("disturb, said", [(hook, "hooks"), (adapt, "adapters"), (replace_forward, "hooks")])
 def test_off_for_an_unusual_model(emamba, disturb, said, caplog, monkeypatch, calls):
-    emamba_decoder.report.cache_clear()
-    monkeypatch.setattr(emamba_decoder.logger, "propagate", True)
-    emamba_decoder.logger.setLevel("INFO")
+    module_snapshot.report.cache_clear()
+    monkeypatch.setattr(module_snapshot.logger, "propagate", True)
+    module_snapshot.logger.setLevel("INFO")
     disturb(emamba)
     with torch.no_grad():
         for _ in range(2):

@@ -9,34 +9,24 @@ sequence. Where it does not apply it returns `None`, and the modules are run.
 from __future__ import annotations
 
 import ctypes
-import functools
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, MambaForCausalLM
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaModel, MambaRMSNorm
-from transformers.utils import logging
 
 from .mamba_mixer import SelectiveScanMixer
-from .module_snapshot import Snapshot
+from .module_snapshot import Snapshot, is_plain_call, report
 from .packed_weights import DECODE_LIBRARY, STORED, WEIGHT_FORMATS, WIDEST_INT8, PackedWeights
 from .quantized_modules import RoundedEmbedding, RoundedLinear
 from .selective_scan import scan_backend
 from .state_log import StateLog
-
-logger = logging.get_logger("transformers.mambaformer")
 
 OFF = "off"
 DEFAULT_DECODE = "float32"
 KNOWN = (MambaForCausalLM, MambaModel, MambaBlock, MambaRMSNorm, SelectiveScanMixer)
 PLAIN = (nn.Linear, nn.Embedding, nn.Conv1d, RoundedLinear, RoundedEmbedding)
 ROUNDED = "qweight"  # the tensor of a rounded layer that is neither float32 nor bfloat16
-
-
-@functools.cache
-def report(reason: str, level: str) -> None:
-    """One line for each reason, in the life of the process."""
-    getattr(logger, level)(f"EMamba's compiled decoding step is not used, its modules are run instead: {reason}")
 
 
 def obstacle(emamba: nn.Module, snapshot: Snapshot, weight_format: str) -> str | None:
@@ -109,7 +99,8 @@ class EMambaDecoder:
         if reason is None:
             packed = PackedWeights(emamba, self.weight_format)
         else:
-            report(reason, "info" if self.weight_format == DEFAULT_DECODE else "warning")
+            level = "info" if self.weight_format == DEFAULT_DECODE else "warning"
+            report("EMamba's compiled decoding step", reason, level)
         self._ready = (snapshot, packed)
         return packed
 
@@ -144,15 +135,7 @@ class EMambaDecoder:
 
 def may_run(emamba: nn.Module, ids: Tensor) -> bool:
     """Whether nothing traces, differentiates or casts this call; gradients and training need the modules."""
-    return not (
-        torch.is_grad_enabled()
-        or emamba.training
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or type(ids) is not Tensor
-        or ids.dtype != torch.long
-        or not ids.is_cpu
-    )
+    return is_plain_call(emamba) and type(ids) is Tensor and ids.dtype == torch.long and ids.is_cpu
 
 
 def cached_states(cache: DynamicCache, packed: PackedWeights, batch: int) -> tuple[list[Tensor], list[Tensor]] | None:

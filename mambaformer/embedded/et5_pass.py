@@ -9,19 +9,15 @@ not apply it returns `None`, and the modules are run.
 from __future__ import annotations
 
 import ctypes
-import functools
 
 import torch
 from torch import Tensor, nn
 from transformers import MT5ForConditionalGeneration, T5ForConditionalGeneration
 from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
-from transformers.utils import logging
 
-from .module_snapshot import Snapshot
+from .module_snapshot import Snapshot, is_plain_call, report
 from .packed_weights import BFLOAT16, DECODE_LIBRARY, FLOAT32, STORED, WIDEST_INT8, Matrix, Packing
-
-logger = logging.get_logger("transformers.mambaformer")
 
 OFF = "off"
 ET5_FORMATS = ("float32", "int8")
@@ -125,12 +121,6 @@ def head_scale(et5: nn.Module) -> float:
     return config.d_model**-0.5 if scales else 1.0
 
 
-@functools.cache
-def report(reason: str, level: str) -> None:
-    """One line for each reason, in the life of the process."""
-    getattr(logger, level)(f"ET5's compiled decoder pass is not used, its modules are run instead: {reason}")
-
-
 def obstacle(et5: nn.Module, snapshot: Snapshot, weight_format: str) -> str | None:
     """Why the compiled pass does not apply to this ET5, or `None` if it does."""
     if not hasattr(DECODE_LIBRARY, "mambaformer_et5_pass"):
@@ -184,9 +174,7 @@ class ET5Decoder:
         Args:
             check: also look for changes that PyTorch does not count.
         """
-        if self.weight_format == OFF or torch.is_grad_enabled() or et5.training or torch.compiler.is_compiling():
-            return None
-        if torch.is_autocast_enabled("cpu"):
+        if self.weight_format == OFF or not is_plain_call(et5):
             return None
         modules = (et5.decoder, et5.lm_head)
         if self._ready is not None and self._ready[0].holds(*modules):
@@ -198,7 +186,7 @@ class ET5Decoder:
         if reason is None:
             packed = PackedET5(et5, self.weight_format)
         else:
-            report(reason, "info" if self.weight_format == "float32" else "warning")
+            report("ET5's compiled decoder pass", reason, "info" if self.weight_format == "float32" else "warning")
         self._ready = (snapshot, packed)
         return packed
 

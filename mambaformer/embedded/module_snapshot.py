@@ -1,12 +1,17 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""Whether modules are still what they were when compiled code last looked at them."""
+"""What compiled code asks of modules before it does their work: does anything forbid it, has anything changed?"""
 
 from __future__ import annotations
 
+import functools
 from operator import attrgetter, is_, methodcaller
 
+import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+from transformers.utils import logging
+
+logger = logging.get_logger("transformers.mambaformer")
 
 FORWARD_HOOKS, FORWARD_PRE_HOOKS = attrgetter("_forward_hooks"), attrgetter("_forward_pre_hooks")
 COMPILED, VERSION, MEMORY = attrgetter("_compiled_call_impl"), attrgetter("_version"), methodcaller("data_ptr")
@@ -54,3 +59,16 @@ class Snapshot:
         Parameters of other types, which compiled code never reads, may have neither.
         """
         return [*map(MEMORY, self.plain), *map(VERSION, self.plain), *map(MEMORY, self.unversioned)]
+
+
+@functools.cache
+def report(what: str, reason: str, level: str) -> None:
+    """One line for each reason why `what` is not used, in the life of the process."""
+    getattr(logger, level)(f"{what} is not used, its modules are run instead: {reason}")
+
+
+def is_plain_call(module: nn.Module) -> bool:
+    """Whether nothing trains, differentiates, traces or casts what `module` is about to do."""
+    return not (
+        torch.is_grad_enabled() or module.training or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    )
