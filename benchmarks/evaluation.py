@@ -2,7 +2,7 @@
 """
 Evaluate the embedded default against every rule it must beat, and keep what README.md and model_card.md quote.
 
-    python -m mambaformer.benchmarks.evaluation [--rows 150] [--plain runs/embedded_plain_t5/et5]
+    python -m mambaformer.benchmarks.evaluation [--rows 150] [--plain runs/embedded_plain_t5_noise/et5]
 
 Runs `mambaformer.trainer.evaluate` into `results/embedded/` and copies, into `benchmarks/results/`, one JSON file a
 table that is quoted and the figures that are shown.
@@ -38,7 +38,7 @@ def main() -> None:
     """Run, and keep tables and figures."""
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
     parser.add_argument("--rows", type=int, default=150, help="questions a split")
-    parser.add_argument("--plain", metavar="PATH", help="a plain T5 to set beside it, of embedded_plain_t5.yaml")
+    parser.add_argument("--plain", metavar="PATH", help="a plain T5 to set beside it, of trainer.embedded --plain")
     parser.add_argument("--training-run", type=Path, default=RUN, help="its training's output_dir, drawn if it exists")
     parser.add_argument("--out", type=Path, default=Path("results/embedded"), help="folder of the whole evaluation")
     arguments = parser.parse_args()

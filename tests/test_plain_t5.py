@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from safetensors import safe_open
 from tiny_training import tiny_rows, tiny_tokenizer, write_jsonl
 
 from mambaformer import embedded_checkpoint
-from mambaformer.trainer import evaluation_plots
+from mambaformer.trainer import embedded, evaluation_plots
 from mambaformer.trainer.data import tokenize_qa
-from mambaformer.trainer.embedded import OVERRIDES
+from mambaformer.trainer.embedded import PARTS
 from mambaformer.trainer.evaluate import main
 from mambaformer.trainer.evaluation_generation import PLAIN, Policy, time_answers, write_answers
 from mambaformer.trainer.evaluation_models import load_plain
@@ -58,10 +59,41 @@ def test_the_recipe_differs_from_the_embedded_default_in_size_alone(repo_root):
     ours = {key for key, value in vars(plain).items() if value != vars(base)[key]}
     reading = {"reading_from", "reading_factor"}  # which embedded.py gives its ET5 on the command line
     assert {key for key in ours if not key.startswith("emamba_")} - OF_THE_DATA - reading <= OWN
-    given = dict(zip(OVERRIDES["et5"][::2], OVERRIDES["et5"][1::2], strict=True))
+    given = dict(zip(PARTS["embedded_pretrain"]["et5"][::2], PARTS["embedded_pretrain"]["et5"][1::2], strict=True))
     assert plain.reading_factor == float(given["--reading_factor"]) and plain.reading_from
     assert plain.data_dir == base.data_dir and plain.output_dir != base.output_dir
     assert plain.threads * plain.max_minutes == 2 * base.threads * base.max_minutes  # both experts, one core each
+
+
+def test_both_go_through_the_same_parts(monkeypatch, tmp_path):
+    """Every expert and every part once, in order, with as many minutes of a core on either side; none again."""
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    def train(module, file, *arguments):
+        made = parse_arguments([file, *arguments])
+        assert module == "pretrain" and made.stage == "train"
+        assert not made.initial_dir or (Path(made.initial_dir) / made.expert / "config.json").is_file()
+        given.append(made)
+        (Path(made.output_dir) / made.expert).mkdir(parents=True)
+        (Path(made.output_dir) / made.expert / "config.json").write_text("{}", encoding="utf-8")
+
+    monkeypatch.setattr(embedded, "command", train)
+    embedded.pretrain_experts()
+    experts = given.copy()
+    embedded.pretrain_plain()
+    plain = given[len(experts) :]
+    assert sorted((made.expert, made.output_dir) for made in experts) == sorted(
+        (expert, f"runs/{part}") for part in PARTS for expert in ("et5", "emamba")
+    )
+    spent = [sum(made.threads * made.max_minutes for made in side) for side in (experts, plain)]
+    assert spent[0] == spent[1] and len({made.data_dir for made in given}) == 1
+    ours = next(made for made in experts if made.expert == "et5" and made.question_noise)
+    assert [made.question_noise for made in plain] == [0.0, ours.question_noise]
+    assert plain[1].weights == ours.weights and plain[1].learning_rate == ours.learning_rate
+    embedded.pretrain_experts()
+    embedded.pretrain_plain()
+    assert given == experts + plain
 
 
 def test_twice_the_parameters_of_the_shipped_model_and_a_step_that_trains_all(repo_root):

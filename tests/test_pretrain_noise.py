@@ -27,12 +27,12 @@ class Store:
         return self.pairs[index]
 
 
-def test_tokens_of_closed_book_questions_alone_are_replaced():
+def test_tokens_of_closed_book_questions_alone_are_struck():
     """About the share asked for, not the beginning or the end, the same in every run, no source with a context."""
-    store, noise = Store(), QuestionNoise(0.3, 5, 8000, 3)
+    store, noise = Store(), QuestionNoise(0.2, 5, 8000, 3)
     noisy, again = noise.of(store), noise.of(store)
     assert len(noisy) == len(store)
-    changed = total = 0
+    missing = random = whole = total = 0
     for index in range(len(store)):
         (source, target), (before, same) = noisy[index], store[index]
         assert np.array_equal(target, same) and np.array_equal(source, again[index][0])
@@ -40,9 +40,12 @@ def test_tokens_of_closed_book_questions_alone_are_replaced():
             assert np.array_equal(source, before)
             continue
         assert np.array_equal(source[:2], before[:2]) and source[-1] == before[-1]
-        assert (source[source != before] >= 3).all() and source.max() < 8000
-        changed, total = changed + int((source != before).sum()), total + len(source) - 3
-    assert 0.25 < changed / total < 0.35
+        assert source.min() >= 0 and source.max() < 8000
+        whole += np.array_equal(source, before)
+        missing, total = missing + len(before) - len(source), total + len(before) - 3
+        random += int((~np.isin(source, before)).sum())
+    assert 0.07 < missing / total < 0.13 and 0.07 < random / total < 0.13
+    assert whole > 10  # some are asked as they are
 
 
 def test_other_seeds_and_shares():

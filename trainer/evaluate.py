@@ -7,7 +7,7 @@ Score a MambaFormer and every rule it must beat, in one run.
 
 Into --out go evaluation.json, evaluation.md, the figures as PNG, per_question.npz (each score of each question) and
 answers.jsonl. Thresholds come from validation questions; the test splits are only read. With --plain a T5 of the same
-vocabulary (trainer/configs/embedded_plain_t5.yaml makes one) answers, is scored and is timed beside it.
+vocabulary (`python -m mambaformer.trainer.embedded --plain` makes one) answers, is scored and is timed beside it.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class PretrainArguments:
     rewordings: int = field(default=0, metadata={"help": "Random questions for every aspect of a DentalQA concept."})
     first_tokens: int = field(default=6, metadata={"help": "How many tokens of a sentence `first_weight` applies to."})
     first_weight: float = field(default=1.0, metadata={"help": "Weight of a sentence's first tokens in the loss."})
-    question_noise: float = field(default=0.0, metadata={"help": "Share of a closed-book question's tokens replaced."})
+    question_noise: float = field(default=0.0, metadata={"help": "Share of a closed-book question's tokens struck."})
     vocab_size: int = 8000
     max_source_tokens: int = 320
     max_target_tokens: int = 96

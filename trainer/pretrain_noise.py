@@ -1,10 +1,10 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """
-Random tokens in closed-book questions, against learning their wordings by heart.
+Noise in closed-book questions, against learning their wordings by heart.
 
-A model of a few million parameters that sees each wording often knows it by a token or two, and is lost in any other.
-With some of the tokens replaced it has to go by all of them. Questions with a context and recall tasks stay as they
-are: there every token may have to be copied.
+A model of a few million parameters that sees each wording often knows it as a whole, and in a new one is lost although
+the word that counts stands there. With some of the tokens missing or random it has to go by each of them. Questions
+with a context and recall tasks stay as they are: there every token may have to be copied.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ PREFIX = 2  # "question" and ":", which every source begins with
 @dataclass
 class QuestionNoise:
     """
-    Replaces each token of a source with probability `share`; the first `PREFIX` and the end stay.
+    Strikes tokens of a source: half of them are left out, half give way to random ones. The first `PREFIX` and the end
+    stay. How many are struck differs from source to source, evenly between none and twice the `share`, so that whole
+    questions and mere fragments are both met.
 
     Args:
-        share: in [0, 1). seed: the same row gets the same noise in every run. vocab_size: replacements are ids below
-            it. first: and not below this one, so that no special token is among them.
+        share: of the tokens, over all sources; in [0, 0.5]. seed: the same row gets the same noise in every run.
+            vocab_size: random ids are below it. first: and not below this one, so that no special token is among them.
 
     Raises:
-        ValueError: for a `share` outside [0, 1).
+        ValueError: for a `share` outside [0, 0.5].
     """
 
     share: float
@@ -41,19 +43,21 @@ class QuestionNoise:
     first: int
 
     def __post_init__(self):
-        if not 0 <= self.share < 1:
-            raise ValueError(f"question_noise is {self.share}: give a share of tokens from 0 to below 1")
+        if not 0 <= self.share <= 0.5:
+            raise ValueError(f"question_noise is {self.share}: give a share of tokens from 0 to 0.5")
 
     def of(self, store: TokenStore) -> Dataset:
         """`store` as it is, or with noise in its closed-book questions."""
         return NoisyStore(store, self) if self.share else store
 
     def apply(self, source: np.ndarray, index: int) -> np.ndarray:
-        """`source` `(S,)` of row `index` with some of its tokens replaced; a new array."""
+        """`source` `(S,)` of row `index` with its noise; a new array of at most `S` tokens."""
         rng = np.random.default_rng((self.seed, index))
-        replaced = rng.random(len(source)) < self.share
-        replaced[:PREFIX] = replaced[-1:] = False
-        return np.where(replaced, rng.integers(self.first, self.vocab_size, len(source)), source)
+        struck = rng.random(len(source)) < 2 * self.share * rng.random()
+        struck[:PREFIX] = struck[-1:] = False
+        left_out = struck & (rng.random(len(source)) < 0.5)
+        random_ids = rng.integers(self.first, self.vocab_size, len(source))
+        return np.where(struck, random_ids, source)[~left_out]
 
 
 class NoisyStore(Dataset):
