@@ -5,7 +5,7 @@
 //
 // A group is 16 bytes: the lower half of byte i is column i of the group plus 8, the upper half column 16 + i plus 8.
 // Each group is summed in integers and enters its row's float sum with its bfloat16 scale. The last group of a row is
-// filled up with zeros, and so is the vector.
+// filled up with zeros, and so is the vector. AVX2 takes two groups at once, one in each half of its registers.
 
 namespace ISA_NAMESPACE {
 
@@ -31,21 +31,38 @@ ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, 
   for (int b = 0; b < N; ++b)
     for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm256_setzero_ps();
   const __m256i ones = _mm256_set1_epi16(1), eight = _mm256_set1_epi8(8), half = _mm256_set1_epi8(15);
-  for (int64_t g = 0; g < groups; ++g) {
-    __m256i v[N], magnitude[N];
+  const __m256i up = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), upper = _mm256_set1_epi32(-65536);
+  const int64_t tile = ROWS * groups * GROUP_BYTES;
+  for (int64_t g = 0; g < groups; g += 2) {
+    const bool both = g + 1 < groups;
+    __m256i low[N], high[N], excess[N];  // columns of either half, and 8 times their sum: the weights carry 8 too much
     for (int b = 0; b < N; ++b) {
-      v[b] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + b * x_row + g * GROUP));
-      magnitude[b] = _mm256_abs_epi8(v[b]);
+      const int8_t* v = x + b * x_row + g * GROUP;
+      const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v));
+      const __m256i second =
+          both ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + GROUP)) : _mm256_setzero_si256();
+      low[b] = _mm256_permute2x128_si256(first, second, 0x20);
+      high[b] = _mm256_permute2x128_si256(first, second, 0x31);
+      excess[b] = _mm256_add_epi16(_mm256_maddubs_epi16(eight, low[b]), _mm256_maddubs_epi16(eight, high[b]));
     }
     for (int r = 0; r < ROWS; ++r) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row[r] + g * GROUP_BYTES));
-      const __m256i halves = _mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes);
-      const __m256i w = _mm256_sub_epi8(_mm256_and_si256(halves, half), eight);
-      const __m256 factor = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(uint32_t{scale[r][g]} << 16)));
+      const uint8_t* bytes = row[r] + g * GROUP_BYTES;
+      __builtin_prefetch(bytes + tile);
+      const __m128i one = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+      const __m256i w =
+          both ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)) : _mm256_zextsi128_si256(one);
+      uint32_t factors = scale[r][g];
+      if (both) factors |= uint32_t{scale[r][g + 1]} << 16;
+      const __m256i spread = _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int32_t>(factors)), up);
+      const __m256 factor = _mm256_castsi256_ps(_mm256_and_si256(spread, upper));
+      const __m256i lower_half = _mm256_and_si256(w, half);
+      const __m256i upper_half = _mm256_and_si256(_mm256_srli_epi16(w, 4), half);
       for (int b = 0; b < N; ++b) {
-        // |x| (w sign(x)): at most 127 times 8, so that two products fit into 16 bits.
-        const __m256i pairs = _mm256_maddubs_epi16(magnitude[b], _mm256_sign_epi8(w, v[b]));
-        sum[b][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones)), factor, sum[b][r]);
+        // Four products of at most 15 times 127 fit into 16 bits.
+        const __m256i pairs =
+            _mm256_add_epi16(_mm256_maddubs_epi16(lower_half, low[b]), _mm256_maddubs_epi16(upper_half, high[b]));
+        const __m256i whole = _mm256_madd_epi16(_mm256_sub_epi16(pairs, excess[b]), ones);
+        sum[b][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), factor, sum[b][r]);
       }
     }
   }

@@ -3,8 +3,9 @@
 // Products of a few vectors with a matrix that is read once: float32, bfloat16, int8 and 4-bit weights. Included by
 // decode_step_kernels.h once for every instruction set.
 //
-// Four rows of the matrix are taken together, against up to three vectors. Each sum is made in the same order however
-// the work is cut, so a vector's result does not depend on its neighbours.
+// Each part of a row meets up to three vectors. Floats take four rows together, whole numbers one row after another,
+// which reads memory in its order. Each sum is made in the same order however the work is cut, so a vector's result does
+// not depend on its neighbours.
 
 namespace ISA_NAMESPACE {
 
@@ -17,6 +18,7 @@ typedef int8_t UnalignedByteVec __attribute__((vector_size(W), aligned(1), may_a
 constexpr int ROWS = 4;     // of the matrix, taken together
 constexpr int VECTORS = 3;  // taken together, float32; as many as the processor's registers hold
 constexpr int BYTE_VECTORS = 2;  // the same, int8
+constexpr int64_t AHEAD = 1024;  // bytes to ask memory for in advance; what lies behind the matrix is not touched by it
 
 }  // namespace ISA_NAMESPACE
 
@@ -79,48 +81,48 @@ ISA_INLINE void multiply_tile(const T* weights, int64_t columns, int64_t rows, c
 template <int N>
 ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, int64_t rows, const int32_t* sums,
                               const int8_t* x, int64_t x_row, int32_t (&to)[N][ROWS]) {
-  const int8_t* row[ROWS];
-  for (int r = 0; r < ROWS; ++r) row[r] = weights + (r < rows ? r : 0) * columns;
-  __m512i sum[N][ROWS];
-  for (int b = 0; b < N; ++b)
-    for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm512_setzero_si512();
   const __m512i sign = _mm512_set1_epi8(-128);
-  for (int64_t i = 0; i < columns; i += 64) {
-    for (int b = 0; b < N; ++b) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const int8_t* row = weights + r * columns;
+    __m512i sum[N];
+    for (int b = 0; b < N; ++b) sum[b] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < columns; i += 64) {
+      __builtin_prefetch(row + i + AHEAD);
+      const __m512i w = _mm512_loadu_si512(row + i);
       // The instruction wants one factor without sign: x + 128, and 128 times the row's sum is taken off at the end.
-      const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(x + b * x_row + i), sign);
-      for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm512_dpbusd_epi32(sum[b][r], v, _mm512_loadu_si512(row[r] + i));
+      for (int b = 0; b < N; ++b)
+        sum[b] = _mm512_dpbusd_epi32(sum[b], _mm512_xor_si512(_mm512_loadu_si512(x + b * x_row + i), sign), w);
     }
-  }
-  for (int b = 0; b < N; ++b)
-    for (int r = 0; r < ROWS; ++r) {
-      const IntVec lanes = (IntVec)sum[b][r];
-      to[b][r] = -128 * sums[r < rows ? r : 0];
+    for (int b = 0; b < N; ++b) {
+      const IntVec lanes = (IntVec)sum[b];
+      to[b][r] = -128 * sums[r];
       for (int i = 0; i < W; ++i) to[b][r] += lanes[i];
     }
+  }
 }
 #elif ISA_WIDTH == 8
+// |x| (w sign(x)) in pairs: both factors are at most 127, so that two products fit into 16 bits.
+ISA_INLINE __m256i byte_products(const int8_t* w, const int8_t* x) {
+  const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  const __m256i turned = _mm256_sign_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)), v);
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(v), turned), _mm256_set1_epi16(1));
+}
 template <int N>
 ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, int64_t rows, const int32_t*, const int8_t* x,
                               int64_t x_row, int32_t (&to)[N][ROWS]) {
-  const int8_t* row[ROWS];
-  for (int r = 0; r < ROWS; ++r) row[r] = weights + (r < rows ? r : 0) * columns;
   __m256i sum[N][ROWS];
-  for (int b = 0; b < N; ++b)
-    for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm256_setzero_si256();
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t i = 0; i < columns; i += 32) {
-    __m256i w[ROWS];
-    for (int r = 0; r < ROWS; ++r) w[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[r] + i));
-    for (int b = 0; b < N; ++b) {
-      // |x| (w sign(x)): both at most 127, so that two products fit into 16 bits.
-      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + b * x_row + i));
-      const __m256i magnitude = _mm256_abs_epi8(v);
-      for (int r = 0; r < ROWS; ++r) {
-        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(w[r], v));
-        sum[b][r] = _mm256_add_epi32(sum[b][r], _mm256_madd_epi16(pairs, ones));
+  for (int r = 0; r < ROWS; ++r) {
+    const int8_t* row = weights + (r < rows ? r : 0) * columns;
+    __m256i even[N], odd[N];
+    for (int b = 0; b < N; ++b) even[b] = odd[b] = _mm256_setzero_si256();
+    for (int64_t i = 0; i < columns; i += 64) {
+      __builtin_prefetch(row + i + AHEAD);
+      for (int b = 0; b < N; ++b) {
+        even[b] = _mm256_add_epi32(even[b], byte_products(row + i, x + b * x_row + i));
+        odd[b] = _mm256_add_epi32(odd[b], byte_products(row + i + 32, x + b * x_row + i + 32));
       }
     }
+    for (int b = 0; b < N; ++b) sum[b][r] = _mm256_add_epi32(even[b], odd[b]);
   }
   for (int b = 0; b < N; ++b) {
     const __m256i low = _mm256_hadd_epi32(sum[b][0], sum[b][1]), high = _mm256_hadd_epi32(sum[b][2], sum[b][3]);
