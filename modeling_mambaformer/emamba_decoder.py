@@ -173,7 +173,7 @@ def run_step(
     args.ids, args.hidden_out, args.logits = ids.data_ptr(), hidden.data_ptr(), logits.data_ptr()
     args.windows = (ctypes.c_void_p * count)(*[window.data_ptr() for window in windows])
     args.states = (ctypes.c_void_p * count)(*[state.data_ptr() for state in states])
-    args.batch, args.window_format, args.threads = batch, STORED[windows[0].dtype], torch.get_num_threads()
+    args.batch, args.window_format, args.threads = batch, STORED[windows[0].dtype], packed.threads(batch * length)
     error = log.run(args, length) if log else DECODE_LIBRARY.mambaformer_decode_step(ctypes.byref(args))
     if error == 2:
         raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")

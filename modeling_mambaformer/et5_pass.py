@@ -231,7 +231,7 @@ def run_pass(
     args.layers, args.ids, args.rows, args.sources = layers, ids.data_ptr(), rows.data_ptr(), sources.data_ptr()
     args.mask, args.distance_bias, args.logits = mask.data_ptr(), bias.data_ptr(), kept_logits.data_ptr()
     args.batch, args.length, args.start, args.kept = batch, length, start, kept
-    args.capacity, args.source_length, args.threads = own[0][0].shape[2], mask.shape[1], torch.get_num_threads()
+    args.capacity, args.source_length, args.threads = own[0][0].shape[2], mask.shape[1], packed.threads(batch * length)
     error = DECODE_LIBRARY.mambaformer_et5_pass(ctypes.byref(args))
     if error == 2:
         raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")

@@ -25,6 +25,11 @@ LOG2_E = 1.4426950408889634
 WIDEST_INT8 = 65536  # columns, whose int8 products still add up in 32 bits
 STORED = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 WEIGHT_FORMATS = ("float32", "bfloat16", "int8")
+PRODUCTS_A_THREAD = 2**22
+"""
+Multiplications that are worth a thread. The threads of a step meet in every layer: one that has to wait for its
+processor holds up the others, which costs a small model more than the thread saves.
+"""
 
 
 class Matrix(ctypes.Structure):
@@ -97,12 +102,17 @@ class Packing:
         self.plain: list[Tensor] = []  # parameters whose own memory the structures point to
         self.copies: list[Tensor] = []  # what was made from parameters, and is pointed to
         self.sources: list[Tensor] = []  # the parameters it was made from
+        self.products = 0  # a token, in all matrices
         self.filled: dict[int, tuple[int, int]] = {}  # of int8 matrices: parameter -> addresses of rows and their sums
 
     @property
     def copied_bytes(self) -> int:
         """Memory taken beside the parameters, in bytes."""
         return sum(x.nbytes for x in self.copies)
+
+    def threads(self, tokens: int) -> int:
+        """How many of PyTorch's threads so many tokens are worth; at least one."""
+        return max(1, min(torch.get_num_threads(), self.products * tokens // PRODUCTS_A_THREAD))
 
     def sample(self) -> Tensor:
         """Some values of every copied parameter, which tell of changes that PyTorch does not count (`.data`)."""
@@ -113,6 +123,7 @@ class Packing:
         """A linear layer's matrix and bias; `rounded=False` keeps it float32 whatever the format."""
         weight, (rows, columns) = linear.weight, linear.weight.shape
         matrix = Matrix(bias=self._float(linear.bias), rows=rows, columns=columns)
+        self.products += rows * columns
         if isinstance(linear, RoundedWeight):
             if linear.weight_format == "int4":
                 matrix.data, matrix.format = self._plain(linear.qweight).data_ptr(), INT4

@@ -23,7 +23,7 @@ from transformers import (
 
 from mambaformer import MambaFormerConfig, MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
 from mambaformer.dental_qa import load_dental_qa
-from mambaformer.modeling_mambaformer import emamba_decoder, module_snapshot
+from mambaformer.modeling_mambaformer import emamba_decoder, module_snapshot, packed_weights
 from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
 from mambaformer.modeling_mambaformer.emamba_stream import head_logits, read_on, read_source
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
@@ -141,7 +141,8 @@ def test_odd_sizes(weight_format, options, instructions):
 
 
 @pytest.mark.parametrize("weight_format", BOUNDS)
-def test_a_row_depends_neither_on_its_neighbours_nor_on_threads(weight_format, instructions):
+def test_a_row_depends_neither_on_its_neighbours_nor_on_threads(weight_format, instructions, monkeypatch):
+    monkeypatch.setattr(packed_weights, "PRODUCTS_A_THREAD", 1)
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=300, hidden_size=128, num_hidden_layers=2, state_size=16)
     model = MambaForCausalLM(config).eval()
@@ -160,6 +161,21 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_threads(weight_format, i
         alone = copy.deepcopy(cache)
         alone.reorder_cache(torch.tensor([row]))
         assert torch.equal(by_steps(decoder, model, alone, ids[row : row + 1]), together[0][row : row + 1])
+
+
+def test_a_small_step_takes_one_thread():
+    """And more where there is work for them, as many as PyTorch has."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "num_hidden_layers": 6, "state_size": 16}
+    config = MambaConfig(vocab_size=8000, **sizes)
+    packed, before = packed_weights.PackedWeights(MambaForCausalLM(config), "float32"), torch.get_num_threads()
+    assert 4e6 < packed.products < 5e6
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert [packed.threads(tokens) for tokens in (1, 2, 100)] == [1, min(2, threads), threads]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_modules_and_steps_take_turns(emamba):

@@ -13,7 +13,7 @@ from tiny_experts import VOCAB, random_batch, tiny_et5
 from transformers import MT5Config, MT5ForConditionalGeneration
 
 from mambaformer.configuration.configuration_mambaformer import MambaFormerConfig
-from mambaformer.modeling_mambaformer import et5_pass, lazy_et5
+from mambaformer.modeling_mambaformer import et5_pass, lazy_et5, packed_weights
 from mambaformer.modeling_mambaformer.et5_pass import DECODE_LIBRARY, ET5Decoder, PackedET5
 from mambaformer.modeling_mambaformer.lazy_et5 import LazyET5State
 from mambaformer.modeling_mambaformer.sources import Sources
@@ -70,8 +70,9 @@ CALLS = [([0, 2], 3, 2), ([1], 5, 1), ([0, 1, 2, 3], 6, 5), ([3, 0], 7, 6), ([2]
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", EXPERTS)
-def test_logits_are_those_of_the_modules(kind, threads, passes):
+def test_logits_are_those_of_the_modules(kind, threads, passes, monkeypatch):
     """Some rows at a time, from wherever they stand, over padded sources and growing buffers."""
+    monkeypatch.setattr(packed_weights, "PRODUCTS_A_THREAD", 1)
     et5, before = EXPERTS[kind](), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -105,8 +106,9 @@ def test_modules_and_compiled_passes_take_turns(monkeypatch):
             torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(passes):
+def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(passes, monkeypatch):
     """To the bit, what PyTorch made of the source being the same."""
+    monkeypatch.setattr(packed_weights, "PRODUCTS_A_THREAD", 1)
     et5, packed = tiny_et5(), PackedET5(tiny_et5(), "float32")
     sources, ids = sources_of(random_batch(LENGTHS)), torch.randint(3, VOCAB, (4, 11))
 
