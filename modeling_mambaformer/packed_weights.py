@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .native_library import found_libraries
 from .quantized_modules import RoundedWeight
+from .weight_arena import Arena
 from .weight_rounding import GROUP, quantize_rows
 
 DECODE_ABI = 2
@@ -101,6 +102,7 @@ class Packing:
         self.weight_format = weight_format
         self.plain: list[Tensor] = []  # parameters whose own memory the structures point to
         self.copies: list[Tensor] = []  # what was made from parameters, and is pointed to
+        self.arena = Arena()
         self.sources: list[Tensor] = []  # the parameters it was made from
         self.products = 0  # a token, in all matrices
         self.filled: dict[int, tuple[int, int]] = {}  # of int8 matrices: parameter -> addresses of rows and their sums
@@ -179,7 +181,7 @@ class Packing:
     def _copy(self, parameter: Tensor, tensor: Tensor) -> int:
         """Keep `tensor`, made from `parameter`; returns its address."""
         self.sources.append(parameter)
-        self.copies.append(tensor.contiguous())
+        self.copies.append(self.arena.take(tensor.detach()))
         return self.copies[-1].data_ptr()
 
 
