@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mambaformer.modeling_mambaformer import emamba_decoder, lazy_et5
+from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from mambaformer.trainer import costs
 from mambaformer.trainer.utility import CallCosts, gaps_of, utility_target
 
@@ -30,6 +33,17 @@ def test_costs_are_the_milliseconds_that_each_part_takes(model, monkeypatch):
     takes(model.emamba.backbone, lambda positions: 15.0 * positions)
     table = costs.measure_costs(model, source_length=12, target_length=6, repeats=2)
     assert table == pytest.approx({"pass": 10.0, "token": 2.0, "encoder": 20.0, "emamba": 15.0})
+
+
+@pytest.mark.skipif(DECODE_LIBRARY is None, reason="the compiled code is not built")
+def test_costs_are_those_of_the_code_that_answers(model, monkeypatch):
+    """Compiled passes and steps where they apply, as in generation."""
+    ran = Counter()
+    for module, name in ((lazy_et5, "run_pass"), (emamba_decoder, "run_step")):
+        run = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, r=run, **k: ran.update([n]) or r(*a, **k))
+    costs.measure_costs(model, source_length=12, target_length=6, repeats=2)
+    assert ran == {"run_pass": 1 + 2 * 4, "run_step": 4}
 
 
 def test_a_machine_three_times_as_slow_gives_the_same_targets():
