@@ -30,7 +30,7 @@ class BuildSharedLibrary(build_ext):
 
 LIBRARIES = {
     "_selective_scan": ["native/causal_conv.cpp", "native/selective_scan.cpp"],
-    "_decode_step": ["native/decode_step.cpp", "native/prefill.cpp", "native/router_step.cpp", "native/et5_pass.cpp"],
+    "_decode_step": [f"native/{name}.cpp" for name in ("decode_step", "prefill", "router_step", "et5_pass", "linear")],
 }
 
 setup(

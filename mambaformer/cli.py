@@ -21,6 +21,7 @@ from .cli_errors import DEBUG, UserError, one_line
 ROUTINGS = ("auto", "et5", "emamba", "soft")
 DTYPES = ("float32", "bfloat16", "float16")
 ROUNDED = ("int8", "int4")
+ROUNDED_ET5 = ("int8",)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,11 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("--emamba", metavar="ID", help="EMamba's base; default: the one that the adapters name")
     merge.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
 
-    quantize = commands.add_parser("quantize", help="write a model with EMamba's matrices rounded to 8 or 4 bits")
+    quantize = commands.add_parser("quantize", help="write a model with its matrices rounded to 8 or 4 bits")
     quantize.set_defaults(module="cli_quantize")
     quantize.add_argument("source", metavar="PATH_OR_ID", help="the model: a folder or a Hub id")
     quantize.add_argument("out", metavar="DIR", help="new or empty folder for model and tokenizer")
-    quantize.add_argument("--weights", choices=ROUNDED, default="int8", help="the format (default: %(default)s)")
+    quantize.add_argument("--weights", choices=ROUNDED, default="int8", help="EMamba's format (default: %(default)s)")
+    quantize.add_argument("--et5", choices=ROUNDED_ET5, help="ET5's format; default: float, as it is")
 
     demo = commands.add_parser("demo", help="answer five dental questions and show the routing")
     demo.set_defaults(module="cli_demo")

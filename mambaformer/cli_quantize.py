@@ -1,5 +1,5 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""`mambaformer quantize`: a model in, the same model with EMamba's matrices rounded out."""
+"""`mambaformer quantize`: a model in, the same model with its experts' matrices rounded out."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ def run(arguments: argparse.Namespace) -> None:
         tokenizer = load_tokenizer(source, None, "PATH_OR_ID")
     before = stored_bytes(model)
     try:
-        model.quantize(arguments.weights)
+        model.quantize(arguments.weights, arguments.et5)
     except ValueError as error:
-        raise UserError(
-            f"{source!r} cannot be written with --weights {arguments.weights}: {one_line(error)}"
-        ) from error
+        formats = f"--weights {arguments.weights}" + (f" --et5 {arguments.et5}" if arguments.et5 else "")
+        raise UserError(f"{source!r} cannot be written with {formats}: {one_line(error)}") from error
     after = stored_bytes(model)
     try:
         model.save_pretrained(out)
@@ -36,12 +35,11 @@ def run(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"{arguments.out!r} cannot be written: {one_line(error)}") from error
     sizes = ", ".join(f"{part} {was / 1e6:.1f} -> {after[part] / 1e6:.1f} MB" for part, was in before.items())
-    print(f"EMamba's matrices rounded to {arguments.weights} and written to {out}: {sizes}.")
+    et5 = f", ET5's to {arguments.et5}," if arguments.et5 else ""
+    print(f"EMamba's matrices rounded to {arguments.weights}{et5} and written to {out}: {sizes}.")
 
 
 def stored_bytes(model) -> dict[str, int]:
-    """Bytes of the parameters of EMamba, and of all; what is shared counts once."""
-    return {
-        "EMamba": sum(parameter.nbytes for parameter in model.emamba.parameters()),
-        "all weights": sum(parameter.nbytes for parameter in model.parameters()),
-    }
+    """Bytes of the parameters of either expert, and of all; what is shared counts once."""
+    parts = {"EMamba": model.emamba, "ET5": model.et5, "all weights": model}
+    return {name: sum(parameter.nbytes for parameter in part.parameters()) for name, part in parts.items()}

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .native_library import found_libraries
-from .quantized_modules import RoundedWeight
+from .rounded_weight import RoundedWeight
 from .weight_arena import Arena
 from .weight_rounding import GROUP, quantize_rows
 
-DECODE_ABI = 2
+DECODE_ABI = 3
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # of native/decode_step.cpp
 BYTES = 64  # columns of an int8 matrix are filled up to a multiple of this
 LOG2_E = 1.4426950408889634
@@ -145,6 +145,18 @@ class Packing:
             matrix.data, matrix.format = self._plain(weight).data_ptr(), STORED[weight.dtype]
         return matrix
 
+    def _embed(self, args: ctypes.Structure, embeddings: nn.Module) -> torch.dtype:
+        """Enter the embeddings in `args`; returns the dtype in which the modules read them."""
+        rounded = isinstance(embeddings, RoundedWeight)
+        weight = embeddings.qweight if rounded else self._plain(embeddings.weight)
+        args.vocab, width = weight.shape
+        if rounded:
+            args.embedding, args.embedding_scale = self._rows(weight)[0], self._float(embeddings.scales)
+            args.embedding_format, args.embedding_row = INT8, -(-width // BYTES) * BYTES
+            return torch.float32
+        args.embedding, args.embedding_format, args.embedding_row = weight.data_ptr(), STORED[weight.dtype], width
+        return weight.dtype
+
     def _rows(self, whole: Tensor, source: Tensor | None = None) -> tuple[int, int]:
         """Addresses of int8 rows, filled up with zeros, and of their sums; `source` is what they were rounded from."""
         if source is None and id(whole) in self.filled:  # a head that is tied to the embeddings
@@ -214,7 +226,7 @@ class PackedWeights(Packing):
             kernel=mixer.conv_kernel_size,
             rank=mixer.time_step_rank,
         )
-        self.dtype = self._embed(backbone.embeddings)
+        self.dtype = self._embed(self.args, backbone.embeddings)
         self.window_shape = (mixer.intermediate_size, mixer.conv_kernel_size)
         self.state_shape = (mixer.intermediate_size, mixer.ssm_state_size)
         self.checked = self.sample()
@@ -226,19 +238,6 @@ class PackedWeights(Packing):
         matrices.append(self.args.head)
         groups = sum(m.rows * -(-m.columns // GROUP) * (GROUP // 2 + 2) for m in matrices if m.format == INT4)
         return groups + sum(m.rows * m.columns * (4, 2, 1)[m.format] for m in matrices if m.format != INT4)
-
-    def _embed(self, embeddings: nn.Module) -> torch.dtype:
-        """Enter the embeddings; returns the dtype in which the modules read them."""
-        args, rounded = self.args, isinstance(embeddings, RoundedWeight)
-        weight = embeddings.qweight if rounded else self._plain(embeddings.weight)
-        args.vocab = weight.shape[0]
-        if rounded:
-            args.embedding, args.embedding_scale = self._rows(weight)[0], self._float(embeddings.scales)
-            args.embedding_format, args.embedding_row = INT8, -(-args.hidden // BYTES) * BYTES
-            return torch.float32
-        args.embedding, args.embedding_format = weight.data_ptr(), STORED[weight.dtype]
-        args.embedding_row = args.hidden
-        return weight.dtype
 
     def _fill(self, layer: Layer, block: nn.Module) -> None:
         mixer = block.mixer

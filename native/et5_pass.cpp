@@ -38,13 +38,13 @@ struct Et5Args {
   const int64_t *ids, *rows, *sources;  // (batch, length), (batch), (batch)
   const uint8_t* mask;                  // (sources, source_length)
   const float* distance_bias;           // (heads, start + length): of a key so many positions back
-  const void* embedding;                // (vocab, hidden), float32 or bfloat16
-  const float* norm;
+  const void* embedding;                // (vocab, embedding_row): float32, bfloat16, or INT8 with a scale a row
+  const float *embedding_scale, *norm;
   float* logits;                        // (batch, kept, vocab)
   Matrix head;
   double epsilon, scale;
   int64_t layer_count, batch, length, start, kept, hidden, heads, width, ff, capacity, source_length, vocab,
-      embedding_format, activation, threads;
+      embedding_format, embedding_row, activation, threads;
 };
 
 // What the threads share: floats of [batch * length] tokens.

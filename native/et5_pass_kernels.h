@@ -78,8 +78,9 @@ ISA_INLINE Vec activated(Vec x, int64_t activation) {
 template <class T>
 ISA_INLINE void embed_tokens(const Et5Args& args, const Range& part, float* residual) {
   for (int64_t n = 0; n < args.batch * args.length; ++n) {
-    const T* row = static_cast<const T*>(args.embedding) + args.ids[n] * args.hidden;
-    for (int64_t i = part.first; i < part.last; ++i) residual[n * args.hidden + i] = as_float(row[i]);
+    const T* row = static_cast<const T*>(args.embedding) + args.ids[n] * args.embedding_row;
+    const float scale = args.embedding_scale ? args.embedding_scale[args.ids[n]] : 1.0f;
+    for (int64_t i = part.first; i < part.last; ++i) residual[n * args.hidden + i] = as_float(row[i]) * scale;
   }
 }
 
@@ -92,6 +93,8 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
   const Range heads = {pairs * thread / threads, pairs * (thread + 1) / threads};
   if (args.embedding_format == BFLOAT16)
     embed_tokens<uint16_t>(args, outputs, shared.residual);
+  else if (args.embedding_format == INT8)
+    embed_tokens<int8_t>(args, outputs, shared.residual);
   else
     embed_tokens<float>(args, outputs, shared.residual);
   meet();

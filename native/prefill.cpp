@@ -15,15 +15,12 @@
 #include <cmath>
 
 #include "mamba_model.h"
+#include "token_blocks.h"
 
 namespace {
 
-constexpr int64_t CHUNK = 32;         // time steps that the scan takes together
-constexpr int64_t TOKENS = 252;       // of a block, unless asked otherwise: whole tiles of prefill_products.h
+constexpr int64_t CHUNK = 32;  // time steps that the scan takes together
 constexpr int64_t MOST_TOKENS = 4096;
-constexpr int64_t LINE = 16;          // floats that the processor fetches together
-constexpr int64_t UNITS = 256;        // of a row of a matrix, laid out at a time
-constexpr int64_t WIDEST_PANEL = 32;  // rows of a matrix, laid out side by side
 
 // `model.ids` are (batch, width), each row's last lengths[row] being its source. `model.windows` and `model.states` are
 // written only, and so is `model.hidden_out`, (batch, hidden), at the last tokens. `product_seconds` receives the time
@@ -48,11 +45,6 @@ struct TokenBlock {
   int64_t *ids, *ends, *end_rows;  // [tokens] each: ids; the last tokens of sources, and their rows
   int64_t segment_count, count, end_count;
 };
-
-// Distance of neighbouring rows in floats: whole lines, an odd number of them, so that a column's values do not all
-// compete for the same few places of the cache.
-constexpr int64_t spread(int64_t columns) { return ((columns + LINE - 1) / LINE | 1) * LINE; }
-constexpr int64_t whole_lines(int64_t floats) { return (floats + LINE - 1) / LINE * LINE; }
 
 // Floats between neighbouring rows, and from a row's x to its z.
 struct Layout {
@@ -82,16 +74,6 @@ struct Bench {
   double* seconds;
 };
 
-// Hands out parts of one piece of memory, each beginning with a line.
-struct Arena {
-  float* next;
-  float* take(int64_t floats) {
-    float* part = next;
-    next += whole_lines(floats);
-    return part;
-  }
-};
-
 int64_t bench_size(const StepArgs& model, int64_t tokens) {
   const int64_t widest = filled(model.hidden > model.dim ? model.hidden : model.dim);
   return whole_lines(UNITS * WIDEST_PANEL) + whole_lines(tokens * WIDEST_PANEL) +
@@ -100,7 +82,7 @@ int64_t bench_size(const StepArgs& model, int64_t tokens) {
 }
 
 Bench make_bench(const StepArgs& model, int64_t tokens, float* memory, double* seconds) {
-  Arena arena = {memory};
+  Arena arena(memory);
   const int64_t widest = filled(model.hidden > model.dim ? model.hidden : model.dim);
   Bench bench;
   bench.panel = arena.take(UNITS * WIDEST_PANEL);
@@ -183,8 +165,7 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   Buffer workspace(tokens * rows + lasts * layout.hidden + whole_lines(tokens) + whole_lines(carry) + block_size +
                    threads * own + LINE);
   if (!workspace.data) return 1;
-  const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
-  Arena arena = {workspace.data + (64 - address % 64) % 64 / sizeof(float)};
+  Arena arena(workspace);
   Stage stage;
   stage.residual = arena.take(tokens * layout.hidden);
   stage.normed = arena.take(tokens * layout.hidden);

@@ -102,9 +102,9 @@ def prepare_stage(model: nn.Module, args: MambaFormerTrainingArguments) -> None:
     adapt: adapters and chosen embeddings. distil: router and gate. joint: all of these.
 
     Raises:
-        ValueError: where EMamba's weights are rounded, or nothing is left to train.
+        ValueError: where an expert's weights are rounded, or nothing is left to train.
     """
-    refuse_training(model.emamba)
+    refuse_training(model)
     experts, routing = args.stage != "distil", args.stage != "adapt"
     if experts:
         add_adapters(model, args)

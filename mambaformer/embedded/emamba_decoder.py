@@ -18,7 +18,7 @@ from transformers.models.mamba.modeling_mamba import MambaBlock, MambaModel, Mam
 from .mamba_mixer import SelectiveScanMixer
 from .module_snapshot import Snapshot, is_plain_call, report
 from .packed_weights import DECODE_LIBRARY, STORED, WEIGHT_FORMATS, WIDEST_INT8, PackedWeights
-from .quantized_modules import RoundedEmbedding, RoundedLinear
+from .quantized_modules import ROUNDED, RoundedEmbedding, RoundedLinear
 from .selective_scan import scan_backend
 from .state_log import StateLog
 
@@ -26,7 +26,6 @@ OFF = "off"
 DEFAULT_DECODE = "float32"
 KNOWN = (MambaForCausalLM, MambaModel, MambaBlock, MambaRMSNorm, SelectiveScanMixer)
 PLAIN = (nn.Linear, nn.Embedding, nn.Conv1d, RoundedLinear, RoundedEmbedding)
-ROUNDED = "qweight"  # the tensor of a rounded layer that is neither float32 nor bfloat16
 
 
 def obstacle(emamba: nn.Module, snapshot: Snapshot, weight_format: str) -> str | None:
@@ -168,12 +167,12 @@ def run_step(
     """Call the library; the caller answers for shapes, dtypes and contiguous memory. As `EMambaDecoder.step`."""
     (batch, length), count = ids.shape, len(windows)
     args = type(packed.args).from_buffer_copy(packed.args)
-    hidden = torch.empty(batch, length, args.hidden)
-    logits = torch.empty(batch, length, args.vocab)
+    hidden = torch.empty(batch, length, args.hidden, dtype=torch.float32)
+    logits = torch.empty(batch, length, args.vocab, dtype=torch.float32)
     args.ids, args.hidden_out, args.logits = ids.data_ptr(), hidden.data_ptr(), logits.data_ptr()
     args.windows = (ctypes.c_void_p * count)(*[window.data_ptr() for window in windows])
     args.states = (ctypes.c_void_p * count)(*[state.data_ptr() for state in states])
-    args.batch, args.window_format, args.threads = batch, STORED[windows[0].dtype], torch.get_num_threads()
+    args.batch, args.window_format, args.threads = batch, STORED[windows[0].dtype], packed.threads(batch * length)
     error = log.run(args, length) if log else DECODE_LIBRARY.mambaformer_decode_step(ctypes.byref(args))
     if error == 2:
         raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")

@@ -72,7 +72,7 @@ def fresh_cache(emamba: nn.Module, packed: PackedWeights, rows: int) -> DynamicC
     """A cache whose states are there, as after a first pass of the modules, and still zero."""
     cache = DynamicCache(config=emamba.config)
     window = torch.empty(rows, *packed.window_shape, dtype=packed.dtype)  # (B, D, K)
-    state = torch.empty(rows, *packed.state_shape)  # (B, D, N)
+    state = torch.empty(rows, *packed.state_shape, dtype=torch.float32)  # (B, D, N)
     for layer in cache.layers:
         layer.lazy_initialization(conv_states=window)
         layer.lazy_initialization(recurrent_states=state)
@@ -112,7 +112,7 @@ def run_prefill(
     pointers = ctypes.c_void_p * len(states)
     args = PrefillArgs(model=packed.args, lengths=lengths.data_ptr(), width=width, block=block)
     model = args.model
-    hidden = torch.empty(rows, model.hidden)
+    hidden = torch.empty(rows, model.hidden, dtype=torch.float32)
     model.ids, model.hidden_out, model.batch = ids.data_ptr(), hidden.data_ptr(), rows
     model.windows = pointers(*[window.data_ptr() for window in windows])
     model.states = pointers(*[state.data_ptr() for state in states])

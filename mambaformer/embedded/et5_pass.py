@@ -17,7 +17,8 @@ from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
 
 from .module_snapshot import Snapshot, is_plain_call, report
-from .packed_weights import BFLOAT16, DECODE_LIBRARY, FLOAT32, STORED, WIDEST_INT8, Matrix, Packing
+from .packed_weights import BFLOAT16, DECODE_LIBRARY, FLOAT32, WIDEST_INT8, Matrix, Packing
+from .quantized_modules import ROUNDED, RoundedEmbedding, RoundedLinear
 
 OFF = "off"
 ET5_FORMATS = ("float32", "int8")
@@ -26,7 +27,7 @@ MODELS = (T5ForConditionalGeneration, MT5ForConditionalGeneration)
 PARTS = ["Stack", "Block", "LayerSelfAttention", "LayerCrossAttention", "LayerFF", "Attention", "LayerNorm"]
 PARTS += ["DenseActDense", "DenseGatedActDense"]
 KNOWN = {getattr(modeling_t5, f"T5{part}") for part in PARTS} | {getattr(modeling_mt5, f"MT5{part}") for part in PARTS}
-KNOWN |= {nn.Linear, nn.Embedding, nn.ModuleList, nn.Dropout}
+KNOWN |= {nn.Linear, nn.Embedding, nn.ModuleList, nn.Dropout, RoundedLinear, RoundedEmbedding}
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2}  # of native/et5_pass.cpp
 MOST_TOKENS = 96  # of all rows of a pass; more of them keep a BLAS busy, whose products are then faster
 
@@ -43,14 +44,12 @@ class Et5Args(ctypes.Structure):
     """`Et5Args` of native/et5_pass.cpp."""
 
     _fields_ = [("layers", ctypes.POINTER(Et5Layer))]
-    _fields_ += [
-        (name, ctypes.c_void_p)
-        for name in ("ids", "rows", "sources", "mask", "distance_bias", "embedding", "norm", "logits")
-    ]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("ids", "rows", "sources", "mask", "distance_bias")]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("embedding", "embedding_scale", "norm", "logits")]
     _fields_ += [("head", Matrix), ("epsilon", ctypes.c_double), ("scale", ctypes.c_double)]
     _fields_ += [(name, ctypes.c_int64) for name in ("layer_count", "batch", "length", "start", "kept", "hidden")]
     _fields_ += [(name, ctypes.c_int64) for name in ("heads", "width", "ff", "capacity", "source_length", "vocab")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("embedding_format", "activation", "threads")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("embedding_format", "embedding_row", "activation", "threads")]
 
 
 class PackedET5(Packing):
@@ -83,11 +82,8 @@ class PackedET5(Packing):
             layer.wo = self._matrix(dense.wo)
             self.cross.append((cross.EncDecAttention.k, cross.EncDecAttention.v))
         self.attention = blocks[0].layer[0].SelfAttention
-        embeddings = decoder.embed_tokens.weight
         self.args = Et5Args(
             layers=self.layers,
-            embedding=self._plain(embeddings).data_ptr(),
-            embedding_format=STORED[embeddings.dtype],
             norm=self._float(decoder.final_layer_norm.weight),
             head=self._matrix(et5.lm_head),
             epsilon=config.layer_norm_epsilon,
@@ -96,10 +92,10 @@ class PackedET5(Packing):
             heads=config.num_heads,
             width=config.d_kv,
             ff=config.d_ff,
-            vocab=embeddings.shape[0],
             activation=ACTIVATIONS[config.dense_act_fn],
             scale=head_scale(et5),
         )
+        self._embed(self.args, decoder.embed_tokens)
         self.checked = self.sample()
 
     def source_states(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -137,9 +133,11 @@ def obstacle(et5: nn.Module, snapshot: Snapshot, weight_format: str) -> str | No
     for _, name, parameter in snapshot.slots:
         if parameter is None:
             continue
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32 or type(parameter) is not nn.Parameter:
+        known = name == ROUNDED or parameter.dtype == torch.float32
+        if parameter.device.type != "cpu" or not known or type(parameter) is not nn.Parameter:
             return f"its {name} is {parameter.dtype} on {parameter.device}, not float32 on the CPU"
-        if weight_format == "int8" and parameter.ndim == 2 and parameter.shape[1] > WIDEST_INT8:
+        rounded = weight_format == "int8" or name == ROUNDED
+        if rounded and parameter.ndim == 2 and parameter.shape[1] > WIDEST_INT8:
             return f"its {name} has {parameter.shape[1]} columns, more than int8 products can sum in 32 bits"
     return None
 
@@ -226,12 +224,12 @@ def run_pass(
         layer.cross_keys, layer.cross_values = (x.data_ptr() for x in theirs)
     end = start + length
     bias = packed.attention.compute_bias(1, end, past_seen_tokens=end - 1)[0, :, 0].flip(-1).contiguous()  # (H, end)
-    kept_logits = torch.empty(batch, kept, args.vocab)
+    kept_logits = torch.empty(batch, kept, args.vocab, dtype=torch.float32)
     ids, rows, sources, mask = ids.contiguous(), rows.contiguous(), sources.contiguous(), mask.bool().contiguous()
     args.layers, args.ids, args.rows, args.sources = layers, ids.data_ptr(), rows.data_ptr(), sources.data_ptr()
     args.mask, args.distance_bias, args.logits = mask.data_ptr(), bias.data_ptr(), kept_logits.data_ptr()
     args.batch, args.length, args.start, args.kept = batch, length, start, kept
-    args.capacity, args.source_length, args.threads = own[0][0].shape[2], mask.shape[1], torch.get_num_threads()
+    args.capacity, args.source_length, args.threads = own[0][0].shape[2], mask.shape[1], packed.threads(batch * length)
     error = DECODE_LIBRARY.mambaformer_et5_pass(ctypes.byref(args))
     if error == 2:
         raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")

@@ -28,7 +28,8 @@ from .generation_mambaformer import MambaFormerGenerationMixin
 from .lazy_et5 import decode_together
 from .mamba_mixer import use_selective_scan
 from .outputs_mambaformer import MambaFormerOutput
-from .quantized_modules import list_tied_weights, refuse_training, restore_emamba, round_emamba
+from .quantized_experts import restore_experts, round_experts
+from .quantized_modules import refuse_training
 from .quantizer_mambaformer import quantize_loaded
 from .router import SequenceGate, TokenRouter
 from .router_inputs import first_state, source_scalars
@@ -181,39 +182,37 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         self.config.et5_decode = weight_format
         return self
 
-    def quantize(self, weights: str = "int8") -> MambaFormerForConditionalGeneration:
+    def quantize(self, weights: str | None = "int8", et5: str | None = None) -> MambaFormerForConditionalGeneration:
         """
-        Hold EMamba's matrices as rounded numbers only, for sources, decoding and saving alike; returns the model.
+        Hold matrices as rounded numbers only, for sources, decoding and saving alike; returns the model.
 
-        The same as loading with `quantization_config=MambaFormerQuantizationConfig(weights)`. What `save_pretrained`
-        then writes is loaded again as it is. `dequantize()` makes float weights of the rounded values again.
+        The same as loading with `quantization_config=MambaFormerQuantizationConfig(weights, et5)`. What
+        `save_pretrained` then writes is loaded again as it is. `dequantize()` makes float weights of its values again.
 
         Args:
-            weights: `int8` or `int4`, see `MambaFormerQuantizationConfig`.
+            weights, et5: formats of EMamba and ET5, see `MambaFormerQuantizationConfig`; `None` leaves one float.
 
         Raises:
-            ValueError: for another format, an EMamba that is not of the family `mamba`, or one rounded already.
+            ValueError: for another format, an EMamba that is not of the family `mamba`, or weights rounded already.
 
         Example::
 
-            model.quantize("int8").save_pretrained("mambaformer-int8/")
+            model.quantize("int8", et5="int8").save_pretrained("mambaformer-int8/")
         """
-        quantize_loaded(self, weights)
+        quantize_loaded(self, weights, et5)
         return self.eval()
 
     def train(self, mode: bool = True) -> MambaFormerForConditionalGeneration:
-        """As `nn.Module.train`. Raises `ValueError` for `mode=True` where EMamba's weights are rounded."""
+        """As `nn.Module.train`. Raises `ValueError` for `mode=True` where an expert's weights are rounded."""
         if mode:
-            refuse_training(self.emamba)  # before any module is switched
+            refuse_training(self)  # before any module is switched
         return super().train(mode)
 
-    def _round_weights(self, weights: str) -> None:
-        round_emamba(self.emamba, weights)
-        list_tied_weights(self, "emamba")
+    def _round_weights(self, weights: str | None, et5: str | None = None) -> None:
+        round_experts(self, weights, et5)
 
     def _restore_weights(self, dtype: torch.dtype) -> None:
-        restore_emamba(self.emamba, dtype)
-        list_tied_weights(self, "emamba")
+        restore_experts(self, dtype)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """ET5's encoder; `generate` does not run it unless a token is routed."""

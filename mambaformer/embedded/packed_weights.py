@@ -15,16 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from .native_library import found_libraries
-from .quantized_modules import RoundedWeight
+from .rounded_weight import RoundedWeight
+from .weight_arena import Arena
 from .weight_rounding import GROUP, quantize_rows
 
-DECODE_ABI = 2
+DECODE_ABI = 3
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # of native/decode_step.cpp
 BYTES = 64  # columns of an int8 matrix are filled up to a multiple of this
 LOG2_E = 1.4426950408889634
 WIDEST_INT8 = 65536  # columns, whose int8 products still add up in 32 bits
 STORED = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 WEIGHT_FORMATS = ("float32", "bfloat16", "int8")
+PRODUCTS_A_THREAD = 2**22
+"""
+Multiplications that are worth a thread. The threads of a step meet in every layer: one that has to wait for its
+processor holds up the others, which costs a small model more than the thread saves.
+"""
 
 
 class Matrix(ctypes.Structure):
@@ -96,13 +102,19 @@ class Packing:
         self.weight_format = weight_format
         self.plain: list[Tensor] = []  # parameters whose own memory the structures point to
         self.copies: list[Tensor] = []  # what was made from parameters, and is pointed to
+        self.arena = Arena()
         self.sources: list[Tensor] = []  # the parameters it was made from
+        self.products = 0  # a token, in all matrices
         self.filled: dict[int, tuple[int, int]] = {}  # of int8 matrices: parameter -> addresses of rows and their sums
 
     @property
     def copied_bytes(self) -> int:
         """Memory taken beside the parameters, in bytes."""
         return sum(x.nbytes for x in self.copies)
+
+    def threads(self, tokens: int) -> int:
+        """How many of PyTorch's threads so many tokens are worth; at least one."""
+        return max(1, min(torch.get_num_threads(), self.products * tokens // PRODUCTS_A_THREAD))
 
     def sample(self) -> Tensor:
         """Some values of every copied parameter, which tell of changes that PyTorch does not count (`.data`)."""
@@ -113,6 +125,7 @@ class Packing:
         """A linear layer's matrix and bias; `rounded=False` keeps it float32 whatever the format."""
         weight, (rows, columns) = linear.weight, linear.weight.shape
         matrix = Matrix(bias=self._float(linear.bias), rows=rows, columns=columns)
+        self.products += rows * columns
         if isinstance(linear, RoundedWeight):
             if linear.weight_format == "int4":
                 matrix.data, matrix.format = self._plain(linear.qweight).data_ptr(), INT4
@@ -131,6 +144,18 @@ class Packing:
         else:
             matrix.data, matrix.format = self._plain(weight).data_ptr(), STORED[weight.dtype]
         return matrix
+
+    def _embed(self, args: ctypes.Structure, embeddings: nn.Module) -> torch.dtype:
+        """Enter the embeddings in `args`; returns the dtype in which the modules read them."""
+        rounded = isinstance(embeddings, RoundedWeight)
+        weight = embeddings.qweight if rounded else self._plain(embeddings.weight)
+        args.vocab, width = weight.shape
+        if rounded:
+            args.embedding, args.embedding_scale = self._rows(weight)[0], self._float(embeddings.scales)
+            args.embedding_format, args.embedding_row = INT8, -(-width // BYTES) * BYTES
+            return torch.float32
+        args.embedding, args.embedding_format, args.embedding_row = weight.data_ptr(), STORED[weight.dtype], width
+        return weight.dtype
 
     def _rows(self, whole: Tensor, source: Tensor | None = None) -> tuple[int, int]:
         """Addresses of int8 rows, filled up with zeros, and of their sums; `source` is what they were rounded from."""
@@ -168,7 +193,7 @@ class Packing:
     def _copy(self, parameter: Tensor, tensor: Tensor) -> int:
         """Keep `tensor`, made from `parameter`; returns its address."""
         self.sources.append(parameter)
-        self.copies.append(tensor.contiguous())
+        self.copies.append(self.arena.take(tensor.detach()))
         return self.copies[-1].data_ptr()
 
 
@@ -201,7 +226,7 @@ class PackedWeights(Packing):
             kernel=mixer.conv_kernel_size,
             rank=mixer.time_step_rank,
         )
-        self.dtype = self._embed(backbone.embeddings)
+        self.dtype = self._embed(self.args, backbone.embeddings)
         self.window_shape = (mixer.intermediate_size, mixer.conv_kernel_size)
         self.state_shape = (mixer.intermediate_size, mixer.ssm_state_size)
         self.checked = self.sample()
@@ -213,19 +238,6 @@ class PackedWeights(Packing):
         matrices.append(self.args.head)
         groups = sum(m.rows * -(-m.columns // GROUP) * (GROUP // 2 + 2) for m in matrices if m.format == INT4)
         return groups + sum(m.rows * m.columns * (4, 2, 1)[m.format] for m in matrices if m.format != INT4)
-
-    def _embed(self, embeddings: nn.Module) -> torch.dtype:
-        """Enter the embeddings; returns the dtype in which the modules read them."""
-        args, rounded = self.args, isinstance(embeddings, RoundedWeight)
-        weight = embeddings.qweight if rounded else self._plain(embeddings.weight)
-        args.vocab = weight.shape[0]
-        if rounded:
-            args.embedding, args.embedding_scale = self._rows(weight)[0], self._float(embeddings.scales)
-            args.embedding_format, args.embedding_row = INT8, -(-args.hidden // BYTES) * BYTES
-            return torch.float32
-        args.embedding, args.embedding_format = weight.data_ptr(), STORED[weight.dtype]
-        args.embedding_row = args.hidden
-        return weight.dtype
 
     def _fill(self, layer: Layer, block: nn.Module) -> None:
         mixer = block.mixer

@@ -1,10 +1,10 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """
-EMamba's matrices held as int8 or 4-bit numbers only, in place of its float layers.
+Layers of rounded weights, and EMamba's matrices held as int8 or 4-bit numbers only, in place of its float layers.
 
-The compiled decoding step reads these tensors as they are. Everything else (sources, several tokens at once, machines
-without the compiled step) multiplies with some rows at a time made float again, so that no float copy is kept. The
-projection of step sizes, convolution, norms, A and D stay as they were.
+Compiled code reads these tensors as they are: EMamba's decoding step, and the product of a layer on a CPU. Everything
+else multiplies with some rows at a time made float again, so that no float copy is kept. EMamba's projection of step
+sizes, convolution, norms, A and D stay as they were.
 """
 
 from __future__ import annotations
@@ -13,78 +13,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .weight_rounding import GROUP, GROUP_BYTES, dequantize_groups, dequantize_rows, quantize_groups, quantize_rows
+from .native_linear import native_linear
+from .rounded_weight import RoundedWeight, refusal
 
 ROUNDED_FORMATS = ("int8", "int4")
+ROUNDED = "qweight"  # the tensor of a rounded layer that is neither float32 nor bfloat16
 FAMILY = "mamba"
 BLOCK = 2**18  # weights that are made float at a time: what a core's cache holds
 COARSE = ("in_proj", "out_proj")  # 4 bits wide in `int4`; the other matrices are int8 there too
 
 
-class RoundedWeight(nn.Module):
-    """
-    A matrix `(rows, columns)` of rounded numbers.
-
-    Args:
-        weight_format: `int8` or `int4`, see `weight_rounding`. like: the float layer, which is not kept; on the meta
-            device the tensors are left empty, to be loaded.
-    """
-
-    def __init__(self, weight_format: str, like: nn.Linear | nn.Embedding):
-        super().__init__()
-        weight = like.weight
-        self.weight_format = weight_format
-        self.rows, self.columns = weight.shape
-        if weight.is_meta:
-            groups = -(-self.columns // GROUP)
-            if weight_format == "int4":
-                whole = torch.empty(self.rows, groups * GROUP_BYTES, dtype=torch.uint8, device="meta")
-                scale = torch.empty(self.rows, groups, dtype=torch.bfloat16, device="meta")
-            else:
-                whole = torch.empty(self.rows, self.columns, dtype=torch.int8, device="meta")
-                scale = torch.empty(self.rows, dtype=torch.float32, device="meta")
-        else:
-            whole, scale = (quantize_groups if weight_format == "int4" else quantize_rows)(weight)
-        self.qweight = nn.Parameter(whole, requires_grad=False)
-        self.scales = nn.Parameter(scale, requires_grad=False)
-
-    @property
-    def weight(self) -> Tensor:
-        """
-        The shape and dtype of the matrix, without values, as code that knows the float layer asks for.
-
-        It is on the meta device, so that whoever would compute with it gets an error; see `dequantize`.
-        """
-        return torch.empty(self.rows, self.columns, dtype=torch.float32, device="meta")
-
-    def dequantize(self, first: int = 0, last: int | None = None) -> Tensor:
-        """The rows `first` to `last` in float32, `(last - first, columns)`."""
-        whole, scale = self.qweight[first:last], self.scales[first:last]
-        if self.weight_format == "int4":
-            return dequantize_groups(whole, scale, self.columns)
-        return dequantize_rows(whole, scale)
-
-    def train(self, mode: bool = True) -> RoundedWeight:
-        """Raises `ValueError` for `mode=True`: rounded numbers have no gradient."""
-        if mode:
-            refuse_training(self)
-        return super().train(mode)
-
-    def extra_repr(self) -> str:
-        """Shape and format, as `print(model)` shows them."""
-        return f"{self.rows}, {self.columns}, {self.weight_format}"
-
-
 class RoundedLinear(RoundedWeight):
-    """`nn.Linear` of rounded weights; products are made in the dtype of the input."""
+    """
+    `nn.Linear` of rounded weights.
 
-    def __init__(self, weight_format: str, like: nn.Linear):
-        super().__init__(weight_format, like)
+    Inference in float32 on a CPU rounds its input too and multiplies whole numbers, as the decoding step does, where
+    the compiled code is there. Otherwise products are made in the dtype of the input.
+    """
+
+    def __init__(self, weight_format: str, like: nn.Linear, expert: str = "EMamba"):
+        super().__init__(weight_format, like, expert)
         self.in_features, self.out_features = like.in_features, like.out_features
         self.bias = like.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in_features)` to `(…, out_features)`."""
+        product = native_linear(self, self.bias, x)
+        if product is not None:
+            return product
         step = max(1, BLOCK // max(1, self.columns))
         parts = [F.linear(x, self.dequantize(r, r + step).to(x.dtype)) for r in range(0, self.rows, step)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
@@ -101,8 +57,8 @@ class RoundedLinear(RoundedWeight):
 class RoundedEmbedding(RoundedWeight):
     """`nn.Embedding` of rounded weights, always int8; rows come out in float32."""
 
-    def __init__(self, like: nn.Embedding):
-        super().__init__("int8", like)
+    def __init__(self, like: nn.Embedding, expert: str = "EMamba"):
+        super().__init__("int8", like, expert)
         self.num_embeddings, self.embedding_dim = like.num_embeddings, like.embedding_dim
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -122,12 +78,10 @@ def is_rounded(module: nn.Module) -> bool:
 
 
 def refuse_training(module: nn.Module) -> None:
-    """Raise `ValueError` where a matrix inside `module` is rounded."""
-    if is_rounded(module):
-        raise ValueError(
-            "EMamba's weights are rounded and cannot be trained: train the model that they were made from, or call "
-            "`model.dequantize()` first."
-        )
+    """Raise `ValueError` where a matrix inside `module` is rounded, naming the experts whose it is."""
+    experts = {child.expert for child in module.modules() if isinstance(child, RoundedWeight)}
+    if experts:
+        raise ValueError(refusal(sorted(experts)))
 
 
 def round_emamba(emamba: nn.Module, weight_format: str) -> None:

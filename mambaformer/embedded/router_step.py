@@ -100,7 +100,7 @@ def router_step(
         seen=state.seen.clone(),
         position=state.position + count,
     )
-    margin, log_top = torch.empty(2, batch, count)
+    margin, log_top = torch.empty(2, batch, count, dtype=torch.float32)
     expert, gap = torch.empty(2, batch, count, dtype=torch.long)
     groups = (ctypes.c_int64 * len(router.groups))(
         *(GROUP_CODES[FEATURE_GROUPS[name].compute] for name in router.groups)

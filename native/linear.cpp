@@ -1,0 +1,112 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// One linear layer of int8 or 4-bit weights on a CPU, for any number of tokens: y = W x + bias, each token being
+// rounded to int8 as in the decoding step, whose sums these are.
+//
+// The weights are read where the model keeps them. Rows that have to be filled up are copied a few at a time, which
+// only matrices of odd sizes need. Tokens are taken in blocks, so that the memory needed does not depend on their
+// number. Neither that nor the number of threads changes a token's result.
+
+#include <cmath>
+
+#include "token_blocks.h"
+
+namespace {
+
+constexpr int64_t FEW = 4;     // tokens, for which laying out the matrix does not pay
+constexpr int64_t STRIP = 32;  // rows of the matrix that are made ready together: whole panels
+constexpr int64_t WIDEST = 65536;  // columns, whose products still add up in 32 bits
+
+static_assert(STRIP % WIDEST_PANEL == 0 && STRIP % SPAN == 0, "a strip is whole panels");
+
+// x is (tokens, columns) and y (tokens, rows), both without gaps. INT8 rows of `matrix` are as long as its columns, not
+// filled up, and its sums are not read. Mirrored field by field in modeling_mambaformer/native_linear.py.
+struct LinearArgs {
+  Matrix matrix;
+  const float* x;
+  float* y;
+  int64_t tokens, threads;
+};
+
+// What the threads share: a block of tokens, rounded.
+struct LinearStage {
+  int8_t* bytes;   // [FEW][filled(columns)], or
+  int16_t* words;  // [TOKENS][word_row]
+  float* scales;
+  int64_t word_row;
+};
+
+// What each thread has for itself.
+struct LinearBench {
+  float *panel, *sums, *factors;  // see Desk
+  int8_t *bytes, *strip;          // a token; [STRIP][filled(columns)]
+  int32_t* strip_sums;
+};
+
+bool needs_filling(const Matrix& matrix) { return matrix.format == INT8 && filled(matrix.columns) != matrix.columns; }
+
+int64_t linear_bench_size(const Matrix& matrix, int64_t block) {
+  const int64_t width = filled(matrix.columns);
+  return whole_lines(UNITS * WIDEST_PANEL) + whole_lines(block * WIDEST_PANEL) +
+         whole_lines(UNITS / (GROUP / 2) * WIDEST_PANEL) + whole_lines(width / 4) + whole_lines(STRIP) +
+         (needs_filling(matrix) ? whole_lines(STRIP * width / 4) : 0);
+}
+
+LinearBench make_linear_bench(const Matrix& matrix, int64_t block, float* memory) {
+  Arena arena(memory);
+  const int64_t width = filled(matrix.columns);
+  LinearBench bench;
+  bench.panel = arena.take(UNITS * WIDEST_PANEL);
+  bench.sums = arena.take(block * WIDEST_PANEL);
+  bench.factors = arena.take(UNITS / (GROUP / 2) * WIDEST_PANEL);
+  bench.bytes = reinterpret_cast<int8_t*>(arena.take(width / 4));
+  bench.strip_sums = reinterpret_cast<int32_t*>(arena.take(STRIP));
+  bench.strip = needs_filling(matrix) ? reinterpret_cast<int8_t*>(arena.take(STRIP * width / 4)) : nullptr;
+  return bench;
+}
+
+}  // namespace
+
+#define ISA_KERNELS "linear_kernels.h"
+#define ISA_WITH_AVX512
+#include "for_each_isa.h"
+
+extern "C" {
+
+// Raised with every change of LinearArgs or of what it means.
+int64_t mambaformer_linear_abi() { return 1; }
+
+// Returns 0; 1 when memory for the workspace is missing; 2, with nothing done, for a format or size that is not served.
+int mambaformer_linear(const LinearArgs* pointer) {
+  const LinearArgs& args = *pointer;
+  const Matrix& matrix = args.matrix;
+  if (matrix.format != INT8 && matrix.format != INT4) return 2;
+  if (matrix.rows < 0 || matrix.columns < 1 || matrix.columns > WIDEST || args.tokens < 0) return 2;
+  if (args.tokens == 0 || matrix.rows == 0) return 0;
+
+  const int64_t block = args.tokens < TOKENS ? args.tokens : TOKENS;
+  const int64_t threads = thread_count(args.threads, (matrix.rows + SPAN - 1) / SPAN,
+                                       args.tokens * matrix.rows * matrix.columns);
+  const int64_t own = linear_bench_size(matrix, block);
+  LinearStage stage;
+  stage.word_row = 2 * spread(filled(matrix.columns) / 2);
+  const int64_t words = block * stage.word_row / 2;
+  Buffer workspace(whole_lines(words) + whole_lines(block) + threads * own + LINE);
+  if (!workspace.data) return 1;
+  Arena arena(workspace);
+  float* rounded = arena.take(words);
+  stage.bytes = reinterpret_cast<int8_t*>(rounded);
+  stage.words = reinterpret_cast<int16_t*>(rounded);
+  stage.scales = arena.take(block);
+  float* benches = arena.next;
+  const auto run = CHOOSE_ISA(run_linear);
+#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
+  {
+    const FlushDenormals flush;
+    const int64_t thread = thread_index();
+    run(args, stage, make_linear_bench(matrix, block, benches + thread * own), thread, team_size());
+  }
+  return 0;
+}
+
+}  // extern "C"

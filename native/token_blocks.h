@@ -1,0 +1,35 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// How memory is laid out where many tokens are taken in blocks, for the products of prefill_products.h.
+
+#pragma once
+
+#include "matrices.h"
+
+namespace {
+
+constexpr int64_t TOKENS = 252;       // of a block, unless asked otherwise: whole tiles of prefill_products.h
+constexpr int64_t LINE = 16;          // floats that the processor fetches together
+constexpr int64_t UNITS = 256;        // of a row of a matrix, laid out at a time
+constexpr int64_t WIDEST_PANEL = 32;  // rows of a matrix, laid out side by side
+
+// Distance of neighbouring rows in floats: whole lines, an odd number of them, so that a column's values do not all
+// compete for the same few places of the cache.
+constexpr int64_t spread(int64_t columns) { return ((columns + LINE - 1) / LINE | 1) * LINE; }
+constexpr int64_t whole_lines(int64_t floats) { return (floats + LINE - 1) / LINE * LINE; }
+
+// Hands out parts of one piece of memory, each beginning with a line where the whole does. Of a workspace, up to LINE
+// floats are left out for that.
+struct Arena {
+  float* next;
+  explicit Arena(float* memory) : next(memory) {}
+  explicit Arena(const Buffer& workspace)
+      : next(workspace.data + (64 - reinterpret_cast<std::uintptr_t>(workspace.data) % 64) % 64 / sizeof(float)) {}
+  float* take(int64_t floats) {
+    float* part = next;
+    next += whole_lines(floats);
+    return part;
+  }
+};
+
+}  // namespace
