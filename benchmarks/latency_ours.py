@@ -20,10 +20,12 @@ from torch import nn
 
 from ..configuration.configuration_mambaformer import MambaFormerConfig
 from ..modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
+from ..modeling_mambaformer.quantized_modules import RoundedLinear
 from .latency_contestants import SHARE, routed_positions
 from .latency_peers import TorchEngine, random_mamba, t5_config, timed_generate
 
 ALWAYS, NEVER = float("-inf"), float("inf")  # thresholds
+LINEAR = (nn.Linear, RoundedLinear)
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
@@ -79,8 +81,9 @@ class OurMambaFormer(TorchEngine):
     A composed MambaFormer.
 
     Args:
-        weights: in which EMamba is held, `float32`, `int8` or `int4`. decode: what it decodes with on a CPU, see
-            `pack_emamba`. et5: the size of ET5; `none` for a contestant that never asks it.
+        weights: in which EMamba is held, `float32`, `int8` or `int4`; with the latter two an ET5 that is asked is held
+            in int8. decode: what EMamba decodes with on a CPU, see `pack_emamba`. et5: the size of ET5; `none` for a
+            contestant that never asks it.
     """
 
     model: ScheduledMambaFormer
@@ -98,7 +101,7 @@ class OurMambaFormer(TorchEngine):
         model = MambaFormerForConditionalGeneration(config).eval()
         model.emamba.load_state_dict(emamba.state_dict())
         if self.weights != "float32":
-            model.quantize(self.weights)
+            model.quantize(self.weights, et5=None if self.et5 == "none" else "int8")
         model.save_pretrained(self.folder)
 
     def load(self) -> dict[str, Any]:
@@ -113,16 +116,16 @@ class OurMambaFormer(TorchEngine):
             "pass_seconds": PartClock(self.setup["device"]),
         }
         layers = [getattr(block.mixer, name) for block in model.emamba.base_model.layers for name in PROJECTIONS]
-        encoder = [x for x in model.et5.encoder.modules() if type(x) is nn.Linear]
-        decoder = [x for x in model.et5.decoder.modules() if type(x) is nn.Linear] + [model.et5.lm_head]
+        encoder = [x for x in model.et5.encoder.modules() if isinstance(x, LINEAR)]
+        decoder = [x for x in model.et5.decoder.modules() if isinstance(x, LINEAR)] + [model.et5.lm_head]
         inner = model.et5.config.num_heads * model.et5.config.d_kv
         return {
             **figures,
             "step_bytes": packed.step_bytes if packed else None,
             "source_products": sum(x.in_features * x.out_features for x in layers),
-            "encoder_products": sum(x.weight.numel() for x in encoder),
+            "encoder_products": sum(x.in_features * x.out_features for x in encoder),
             "encoder_pair_products": 2 * inner * model.et5.config.num_layers,
-            "pass_bytes": sum(x.weight.nbytes for x in decoder),
+            "pass_bytes": sum(parameter.nbytes for x in decoder for parameter in x.parameters()),
         }
 
     def answer(

@@ -118,7 +118,7 @@ def describe(run: Run, speeds: Figures) -> str:
         f"after {arguments.warm_up} to warm up (sources of at most {arguments.longest_warm_up:,} tokens).",
         f"Meanwhile the machine read {speeds['bytes_per_second'] / GIGA:.1f} GB/s and multiplied float32 matrices at "
         f"{speeds['gemm_flops'] / GIGA:.0f} GFLOP/s, the best of all rounds.",
-        "MambaFormer is flan-t5-base, float32, and Mamba-130m, int8. Gate and router are computed as in use; which "
+        "MambaFormer is flan-t5-base and Mamba-130m, both in int8. Gate and router are computed as in use; which "
         "tokens go to ET5 is set from outside, because random weights route at random.",
         f'"Gate open for {OPEN:.0%}" is {1 - OPEN:g} of the time with the gate closed and {OPEN:g} of the time with '
         f"it open, where ET5 then writes {SHARE / OPEN:.1%} of the tokens, so that it writes {SHARE:.1%} of all. "

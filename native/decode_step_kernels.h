@@ -47,14 +47,42 @@ ISA_INLINE void convolve(const RunArgs& run, const Layer& layer, const void* win
   }
 }
 
-// One step of the recurrence for this thread's channels; lanes are states here. y = (C h + D u) silu(z).
+// h = exp(d A) h + d u B of ROWS channels or fewer; `sums` receives C h of each. B and C are (state), and N of their
+// vectors make a state; N = 0: as many as it takes. Lanes are states here.
+template <int N>
+ISA_INLINE void step_channels(int64_t state, int64_t channels, const float* delta, const float* u, const float* A2,
+                              const float* B, const float* C, const float* old, float* h, float (&sums)[ROWS]) {
+  Vec sum[ROWS] = {}, b[N ? N : 1], c[N ? N : 1];
+  for (int i = 0; i < N; ++i) b[i] = load(B + i * W), c[i] = load(C + i * W);
+  for (int64_t k = 0; k < channels; ++k, A2 += state, old += state, h += state) {
+    const float d = delta[k], x = d * u[k];
+    if constexpr (N > 0) {
+      for (int i = 0; i < N; ++i) {
+        const Vec next = exp2<>(d * load(A2 + i * W)) * load(old + i * W) + x * b[i];
+        store(h + i * W, next);
+        sum[k] += next * c[i];
+      }
+    } else {
+      for (int64_t n = 0; n < state; n += W) {
+        const int64_t lanes = state - n;
+        const Vec decay = exp2<>(d * load_part(A2 + n, lanes));
+        const Vec next = decay * load_part(old + n, lanes) + x * load_part(B + n, lanes);
+        store_part(h + n, next, lanes);
+        sum[k] += next * load_part(C + n, lanes);
+      }
+    }
+  }
+  lane_sums(sum, sums);
+}
+
+// One step of the recurrence for this thread's channels. y = (C h + D u) silu(z).
 ISA_INLINE void scan_step(const RunArgs& run, const Layer& layer, const float* states, float* log, const Range& own,
                           const Shared& shared) {
+  constexpr int64_t USUAL = 16;  // states, as in all published models
   const StepArgs& args = run.step;
   const int64_t N = args.state, projections = args.rank + 2 * N, size = args.dim * N;
   for (int64_t b = 0; b < args.batch; ++b) {
     const float* B = shared.projected + b * projections + args.rank;
-    const float* C = B + N;
     const float* u = shared.xz + b * 2 * args.dim;
     const float* z = u + args.dim;
     float* delta = shared.delta + b * args.dim;
@@ -64,21 +92,13 @@ ISA_INLINE void scan_step(const RunArgs& run, const Layer& layer, const float* s
       store_part(delta + c, softplus(load_part(delta + c, own.last - c)), own.last - c);
     for (int64_t c = own.first; c < own.last; c += ROWS) {
       const int64_t channels = own.last - c < ROWS ? own.last - c : ROWS;
-      Vec sum[ROWS] = {};
-      for (int64_t k = 0; k < channels; ++k) {
-        const float d = delta[c + k], x = d * u[c + k];
-        float* h = log + b * size + (c + k) * N;
-        const float* A2 = layer.A2 + (c + k) * N;
-        for (int64_t n = 0; n < N; n += W) {
-          const int64_t lanes = N - n;
-          const Vec last = load_part(old + (c + k) * N + n, lanes);
-          const Vec next = exp2<>(d * load_part(A2 + n, lanes)) * last + x * load_part(B + n, lanes);
-          store_part(h + n, next, lanes);
-          sum[k] += next * load_part(C + n, lanes);
-        }
-      }
+      const float* A2 = layer.A2 + c * N;
+      float* h = log + b * size + c * N;
       float sums[ROWS];
-      lane_sums(sum, sums);
+      if (N == USUAL)
+        step_channels<USUAL / W>(N, channels, delta + c, u + c, A2, B, B + N, old + c * N, h, sums);
+      else
+        step_channels<0>(N, channels, delta + c, u + c, A2, B, B + N, old + c * N, h, sums);
       for (int64_t k = 0; k < channels; ++k) y[c + k] = sums[k] + layer.D[c + k] * u[c + k];
     }
     for (int64_t c = own.first; c < own.last; c += W) {

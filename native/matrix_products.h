@@ -3,9 +3,9 @@
 // Products of a few vectors with a matrix that is read once: float32, bfloat16, int8 and 4-bit weights. Included by
 // decode_step_kernels.h once for every instruction set.
 //
-// Each part of a row meets up to three vectors. Floats take four rows together, whole numbers one row after another,
-// which reads memory in its order. Each sum is made in the same order however the work is cut, so a vector's result does
-// not depend on its neighbours.
+// Each part of a row meets up to three vectors. float32 takes four rows together; bfloat16 and whole numbers one row
+// after another, which reads memory in its order. Each sum is made in the same order however the work is cut, so a
+// vector's result does not depend on its neighbours.
 
 namespace ISA_NAMESPACE {
 
@@ -26,16 +26,14 @@ constexpr int64_t AHEAD = 1024;  // bytes to ask memory for in advance; what lie
 
 namespace ISA_NAMESPACE {
 
-// A vector of float32, and one of bfloat16 made wide.
-ISA_INLINE Vec widen(const float* p) { return load(p); }
+// A vector of bfloat16, made wide.
 ISA_INLINE Vec widen(const uint16_t* p) {
   const HalfVec bits = *reinterpret_cast<const UnalignedHalfVec*>(p);
   return (Vec)(__builtin_convertvector(bits, UintVec) << 16);
 }
-template <class T>
-ISA_INLINE Vec widen_part(const T* p, int64_t lanes) {
+ISA_INLINE Vec widen_part(const uint16_t* p, int64_t lanes) {
   if (lanes >= W) return widen(p);
-  T part[W] = {};
+  uint16_t part[W] = {};
   for (int64_t i = 0; i < lanes; ++i) part[i] = p[i];
   return widen(part);
 }
@@ -52,16 +50,16 @@ ISA_INLINE void lane_sums(const Vec (&x)[ROWS], float* to) {
 }
 
 // Sums of ROWS rows, of which the first `rows` are there, with N vectors.
-template <class T, int N>
-ISA_INLINE void multiply_tile(const T* weights, int64_t columns, int64_t rows, const float* x, int64_t x_row,
+template <int N>
+ISA_INLINE void multiply_tile(const float* weights, int64_t columns, int64_t rows, const float* x, int64_t x_row,
                               float (&to)[N][ROWS]) {
-  const T* row[ROWS];
+  const float* row[ROWS];
   for (int r = 0; r < ROWS; ++r) row[r] = weights + (r < rows ? r : 0) * columns;
   Vec sum[N][ROWS] = {};
   int64_t i = 0;
   for (; i + W <= columns; i += W) {
     Vec w[ROWS];
-    for (int r = 0; r < ROWS; ++r) w[r] = widen(row[r] + i);
+    for (int r = 0; r < ROWS; ++r) w[r] = load(row[r] + i);
     for (int b = 0; b < N; ++b) {
       const Vec v = load(x + b * x_row + i);
       for (int r = 0; r < ROWS; ++r) sum[b][r] += w[r] * v;
@@ -70,8 +68,44 @@ ISA_INLINE void multiply_tile(const T* weights, int64_t columns, int64_t rows, c
   if (i < columns) {
     for (int b = 0; b < N; ++b) {
       const Vec v = load_part(x + b * x_row + i, columns - i);
-      for (int r = 0; r < ROWS; ++r) sum[b][r] += widen_part(row[r] + i, columns - i) * v;
+      for (int r = 0; r < ROWS; ++r) sum[b][r] += load_part(row[r] + i, columns - i) * v;
     }
+  }
+  for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
+}
+
+// The same for rows of bfloat16: one row after another for a single vector, which memory holds up, and two together for
+// more, which share what they load. Each row has two sums, so that fewer products wait for the one before.
+template <int N>
+ISA_INLINE void multiply_tile(const uint16_t* weights, int64_t columns, int64_t rows, const float* x, int64_t x_row,
+                              float (&to)[N][ROWS]) {
+  constexpr int TOGETHER = N == 1 ? 1 : 2;
+  constexpr int64_t BITE = 2 * W;
+  Vec sum[N][ROWS];
+  for (int r = 0; r < ROWS; r += TOGETHER) {
+    const uint16_t* row[TOGETHER];
+    for (int q = 0; q < TOGETHER; ++q) row[q] = weights + (r + q < rows ? r + q : 0) * columns;
+    Vec even[N][TOGETHER] = {}, odd[N][TOGETHER] = {};
+    int64_t i = 0;
+    for (; i + BITE <= columns; i += BITE) {
+      Vec first[TOGETHER], second[TOGETHER];
+      for (int q = 0; q < TOGETHER; ++q) {
+        __builtin_prefetch(row[q] + i + AHEAD / 2);
+        first[q] = widen(row[q] + i);
+        second[q] = widen(row[q] + i + W);
+      }
+      for (int b = 0; b < N; ++b) {
+        const Vec v = load(x + b * x_row + i), w = load(x + b * x_row + i + W);
+        for (int q = 0; q < TOGETHER; ++q) even[b][q] += first[q] * v, odd[b][q] += second[q] * w;
+      }
+    }
+    for (; i < columns; i += W)
+      for (int b = 0; b < N; ++b) {
+        const Vec v = load_part(x + b * x_row + i, columns - i);
+        for (int q = 0; q < TOGETHER; ++q) even[b][q] += widen_part(row[q] + i, columns - i) * v;
+      }
+    for (int b = 0; b < N; ++b)
+      for (int q = 0; q < TOGETHER; ++q) sum[b][r + q] = even[b][q] + odd[b][q];
   }
   for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
 }
@@ -193,7 +227,7 @@ template <class T, int N>
 ISA_INLINE void multiply_some(const Matrix& matrix, int64_t first, int64_t rows, const Input& in, int64_t b, float* to,
                               int64_t to_row, bool add) {
   float sums[N][ROWS];
-  multiply_tile<T, N>(static_cast<const T*>(matrix.data) + first * matrix.columns, matrix.columns, rows,
+  multiply_tile<N>(static_cast<const T*>(matrix.data) + first * matrix.columns, matrix.columns, rows,
                       in.x + b * in.row, in.row, sums);
   store_tile<N>(matrix, first, rows, sums, to + b * to_row, to_row, add);
 }

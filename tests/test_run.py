@@ -14,6 +14,7 @@ import torch
 import yaml
 from tiny_training import tiny_rows, tiny_tokenizer, write_jsonl
 
+from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint
 from mambaformer.trainer.arguments import MambaFormerTrainingArguments
 from mambaformer.trainer.run import main
 from mambaformer.trainer.run_arguments import RunArguments
@@ -122,12 +123,21 @@ def test_shipped_configurations_parse(parser, repo_root, name, tmp_path):
     assert lines[0].startswith("#") and sum(line.strip().startswith("#") for line in lines) > len(lines) / 6
 
 
+def stored_in_bfloat16(model) -> bool:
+    """Whether a model of float32 holds nothing but what bfloat16 holds."""
+    return all(p.dtype == torch.float32 and torch.equal(p, p.bfloat16().float()) for p in model.parameters())
+
+
+def test_the_embedded_default_is_small_on_disk_and_loaded_as_it_was_calibrated():
+    assert stored_in_bfloat16(MambaFormerForConditionalGeneration.from_pretrained(embedded_checkpoint()))
+
+
 @pytest.mark.slow
 def test_a_whole_run_by_path_and_what_it_leaves(repo_root, inputs, tmp_path):
     config = repo_root / "trainer" / "configs" / "smoke.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     done = subprocess.run(
-        [*launcher, "trainer/run.py", str(config), *inputs, "--distil.max_steps", "2"],
+        [*launcher, "trainer/run.py", str(config), *inputs, "--distil.max_steps", "2", "--save_dtype", "bfloat16"],
         cwd=repo_root,
         capture_output=True,
         text=True,
@@ -139,9 +149,8 @@ def test_a_whole_run_by_path_and_what_it_leaves(repo_root, inputs, tmp_path):
     assert report["stages"]["adapt"]["step"] == 3 and report["stages"]["distil"]["step"] == 2
     assert set(report["scores"]) >= {"exact_match", "token_f1", "rouge_l", "et5_share"}
 
-    from mambaformer.modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
-
     model = MambaFormerForConditionalGeneration.from_pretrained(tmp_path / "out" / "model")
+    assert stored_in_bfloat16(model)
     assert model.config.router_threshold == report["calibration"]["router_threshold"]
     assert model.config.cost_table == report["cost_table"]
     assert not [name for name in model.state_dict() if "lora" in name]

@@ -143,6 +143,7 @@ def train(run: RunArguments, stages: dict[str, MambaFormerTrainingArguments], lo
             with replaced(folder / "model") as partial:
                 model.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
+                note_dtype(partial / "config.json", run.dtype)
         if collected is not None:
             with replaced(folder / "adapters") as partial:
                 write_adapters(model, collected, partial, tokenizer)
@@ -223,6 +224,13 @@ def costs_of_run(model: PreTrainedModel, rows: Dataset, file: Path, resume: bool
 def sharded() -> bool:
     """Whether `accelerate launch` was told to shard the model by FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def note_dtype(config: Path, dtype: str) -> None:
+    """Have a saved model loaded in `dtype`, in which its thresholds were set, whatever its weights are stored in."""
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    fields["dtype"] = dtype
+    config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def typical_lengths(rows: Dataset) -> tuple[int, int]:
