@@ -48,8 +48,8 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
         merger (`str`): how a routed token's two distributions are merged: `select`, `mix` or `complement`.
         complement_weight (`float`): kappa of the `complement` merger.
         routing (`str`): the default of a call's `routing`: `auto`, `et5`, `emamba` or `soft`.
-        emamba_decode (`str`): weights of EMamba's compiled code on a CPU: `float32` (as they are stored,
-            exact), `bfloat16` or `int8` (a rounded copy, faster), or `off`.
+        emamba_decode (`str`): weights of EMamba's compiled code on a CPU: `float32` (the exact values), `bfloat16` or
+            `int8` (a rounded copy, faster), or `off`.
         et5_decode (`str`): the same of the compiled pass of ET5's decoder: `float32`, `int8` or `off`.
         cost_table (`dict[str, float]`, *optional*): measured milliseconds of one ET5 decoder pass (`pass`), one
             caught-up token (`token`), one encoder run (`encoder`) and one EMamba step (`emamba`).

@@ -64,8 +64,8 @@ class EMambaDecoder:
     source also compares a sample of the values. A copy of a decoder starts without packed weights.
 
     Args:
-        weight_format (`str`): `float32` (the weights as they are stored, exact), `bfloat16`, `int8`, or `off`. Layers
-            that the model itself holds rounded (`quantized_modules`) stay as they are in all of these.
+        weight_format (`str`): `float32` (the exact values), `bfloat16`, `int8`, or `off`. Layers that the model itself
+            holds rounded (`quantized_modules`) stay as they are in all of these.
 
     Raises:
         ValueError: for an unknown `weight_format`.

@@ -153,7 +153,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         (another device or family, hooks, unmerged adapters, no library), the modules are run, as one log line says.
 
         Args:
-            weight_format: `float32`, the weights as they are stored; `bfloat16` or `int8`, a rounded copy that is read
+            weight_format: `float32`, the exact values; `bfloat16` or `int8`, a rounded copy that is read
                 faster; or `off`, always the modules.
 
         Raises:

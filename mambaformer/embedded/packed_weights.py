@@ -2,7 +2,8 @@
 """
 EMamba's weights in the form in which the compiled decoding step (`native/decode_step.cpp`) reads them.
 
-`float32` keeps every matrix as it is stored and copies nothing; `bfloat16` and `int8` hold rounded copies beside the
+`float32` keeps every value as it is: a matrix that bfloat16 holds exactly, as after loading a bfloat16 file, is read
+from such a copy, half the bytes, and any other where it is. `bfloat16` and `int8` hold rounded copies beside the
 model. Matrices that are rounded in the model itself (`quantized_modules`) are read where they are, whatever the
 format. In every format, norms, convolution, the projection of step sizes, A and D are float32.
 """
@@ -139,7 +140,7 @@ class Packing:
             whole, scale = quantize_rows(weight)
             (matrix.data, matrix.sums), matrix.format = self._rows(whole, weight), INT8
             matrix.scale = self._copy(weight, scale)
-        elif self.weight_format == "bfloat16" and weight.dtype != torch.bfloat16:
+        elif weight.dtype != torch.bfloat16 and (self.weight_format == "bfloat16" or is_bfloat16(weight)):
             matrix.data, matrix.format = self._copy(weight, weight.detach().to(torch.bfloat16)), BFLOAT16
         else:
             matrix.data, matrix.format = self._plain(weight).data_ptr(), STORED[weight.dtype]
@@ -195,6 +196,12 @@ class Packing:
         self.sources.append(parameter)
         self.copies.append(self.arena.take(tensor.detach()))
         return self.copies[-1].data_ptr()
+
+
+def is_bfloat16(weight: Tensor) -> bool:
+    """Whether bfloat16 holds every value of a float32 tensor exactly."""
+    bits = weight.detach().contiguous().view(torch.int32).flatten()
+    return not any(bool((part & 0xFFFF).any()) for part in bits.split(2**18))
 
 
 class PackedWeights(Packing):
