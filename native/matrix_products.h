@@ -62,13 +62,14 @@ ISA_INLINE void multiply_tile(const float* weights, int64_t columns, int64_t row
     for (int r = 0; r < ROWS; ++r) w[r] = load(row[r] + i);
     for (int b = 0; b < N; ++b) {
       const Vec v = load(x + b * x_row + i);
-      for (int r = 0; r < ROWS; ++r) sum[b][r] += w[r] * v;
+      for (int r = 0; r < ROWS; ++r) sum[b][r] = multiply_add(w[r], v, sum[b][r]);
     }
   }
   if (i < columns) {
     for (int b = 0; b < N; ++b) {
       const Vec v = load_part(x + b * x_row + i, columns - i);
-      for (int r = 0; r < ROWS; ++r) sum[b][r] += load_part(row[r] + i, columns - i) * v;
+      for (int r = 0; r < ROWS; ++r)
+        sum[b][r] = multiply_add(load_part(row[r] + i, columns - i), v, sum[b][r]);
     }
   }
   for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
@@ -96,13 +97,17 @@ ISA_INLINE void multiply_tile(const uint16_t* weights, int64_t columns, int64_t 
       }
       for (int b = 0; b < N; ++b) {
         const Vec v = load(x + b * x_row + i), w = load(x + b * x_row + i + W);
-        for (int q = 0; q < TOGETHER; ++q) even[b][q] += first[q] * v, odd[b][q] += second[q] * w;
+        for (int q = 0; q < TOGETHER; ++q) {
+          even[b][q] = multiply_add(first[q], v, even[b][q]);
+          odd[b][q] = multiply_add(second[q], w, odd[b][q]);
+        }
       }
     }
     for (; i < columns; i += W)
       for (int b = 0; b < N; ++b) {
         const Vec v = load_part(x + b * x_row + i, columns - i);
-        for (int q = 0; q < TOGETHER; ++q) even[b][q] += widen_part(row[q] + i, columns - i) * v;
+        for (int q = 0; q < TOGETHER; ++q)
+          even[b][q] = multiply_add(widen_part(row[q] + i, columns - i), v, even[b][q]);
       }
     for (int b = 0; b < N; ++b)
       for (int q = 0; q < TOGETHER; ++q) sum[b][r + q] = even[b][q] + odd[b][q];

@@ -48,6 +48,17 @@ ISA_INLINE Vec smaller(Vec x, Vec y) {
 #endif
 }
 
+// x * y + sum, rounded once where the instruction set can: in every loop alike, as no compiler promises for x * y + sum.
+ISA_INLINE Vec multiply_add(Vec x, Vec y, Vec sum) {
+#if ISA_WIDTH == 16
+  return (Vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)sum);
+#elif ISA_WIDTH == 8
+  return (Vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)sum);
+#else
+  return sum + x * y;
+#endif
+}
+
 ISA_INLINE float lane_sum(Vec x) {
   float part[W], total = 0.0f;
   store(part, x);

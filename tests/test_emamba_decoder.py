@@ -27,7 +27,7 @@ from mambaformer.modeling_mambaformer import emamba_decoder, module_snapshot, pa
 from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
 from mambaformer.modeling_mambaformer.emamba_stream import head_logits, read_on, read_source
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
-from mambaformer.modeling_mambaformer.packed_weights import BFLOAT16, DECODE_LIBRARY, FLOAT32, quantize_rows
+from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY, quantize_rows
 from mambaformer.modeling_mambaformer.sources import Sources
 
 pytestmark = pytest.mark.skipif(DECODE_LIBRARY is None, reason="the compiled decoding step is not built")
@@ -161,21 +161,6 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_threads(weight_format, i
         alone = copy.deepcopy(cache)
         alone.reorder_cache(torch.tensor([row]))
         assert torch.equal(by_steps(decoder, model, alone, ids[row : row + 1]), together[0][row : row + 1])
-
-
-def test_a_small_step_takes_one_thread():
-    """And more where there is work for them, as many as PyTorch has."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 256, "num_hidden_layers": 6, "state_size": 16}
-    config = MambaConfig(vocab_size=8000, **sizes)
-    packed, before = packed_weights.PackedWeights(MambaForCausalLM(config), "float32"), torch.get_num_threads()
-    assert 4e6 < packed.products < 5e6
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            assert [packed.threads(tokens) for tokens in (1, 2, 100)] == [1, min(2, threads), threads]
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_modules_and_steps_take_turns(emamba):
@@ -385,23 +370,6 @@ def test_float32_copies_no_matrix(emamba):
     assert packed.copied_bytes == sum(block.mixer.A_log.nbytes for block in emamba.backbone.layers)
     matrices = EMambaDecoder("int8").prepare(emamba)
     assert matrices.step_bytes < packed.step_bytes / 2
-
-
-def test_float32_reads_half_the_bytes_where_bfloat16_holds_every_value(emamba):
-    """And says what the modules say, to what the order of a sum changes."""
-    whole = EMambaDecoder().prepare(emamba).step_bytes
-    emamba.to(torch.bfloat16).float()
-    odd = emamba.backbone.layers[1].mixer.out_proj  # one value of one matrix
-    with torch.no_grad():
-        odd.weight[-1, -1] += 1e-5
-    decoder = EMambaDecoder()
-    packed = decoder.prepare(emamba)
-    formats = [layer.out_proj.format for layer in packed.layers]
-    assert formats == [BFLOAT16, FLOAT32, BFLOAT16] and packed.args.head.format == BFLOAT16
-    assert packed.step_bytes < 0.6 * whole + odd.weight.nbytes
-    cache, ids = begin(emamba, 2)
-    found = by_steps(decoder, emamba, copy.deepcopy(cache), ids)
-    assert deviation(found, by_modules(emamba, cache, ids)) < 1e-5
 
 
 def test_a_bad_id_changes_nothing(emamba):
