@@ -38,8 +38,8 @@ struct LinearStage {
 
 // What each thread has for itself.
 struct LinearBench {
-  float *panel, *sums, *factors;  // see Desk
-  int8_t *bytes, *strip;          // a token; [STRIP][filled(columns)]
+  Desk desk;
+  int8_t *bytes, *strip;  // a token; [STRIP][filled(columns)]
   int32_t* strip_sums;
 };
 
@@ -47,8 +47,7 @@ bool needs_filling(const Matrix& matrix) { return matrix.format == INT8 && fille
 
 int64_t linear_bench_size(const Matrix& matrix, int64_t block) {
   const int64_t width = filled(matrix.columns);
-  return whole_lines(UNITS * WIDEST_PANEL) + whole_lines(block * WIDEST_PANEL) +
-         whole_lines(UNITS / (GROUP / 2) * WIDEST_PANEL) + whole_lines(width / 4) + whole_lines(STRIP) +
+  return desk_size(block) + whole_lines(width / 4) + whole_lines(STRIP) +
          (needs_filling(matrix) ? whole_lines(STRIP * width / 4) : 0);
 }
 
@@ -56,9 +55,7 @@ LinearBench make_linear_bench(const Matrix& matrix, int64_t block, float* memory
   Arena arena(memory);
   const int64_t width = filled(matrix.columns);
   LinearBench bench;
-  bench.panel = arena.take(UNITS * WIDEST_PANEL);
-  bench.sums = arena.take(block * WIDEST_PANEL);
-  bench.factors = arena.take(UNITS / (GROUP / 2) * WIDEST_PANEL);
+  bench.desk = take_desk(arena, block);
   bench.bytes = reinterpret_cast<int8_t*>(arena.take(width / 4));
   bench.strip_sums = reinterpret_cast<int32_t*>(arena.take(STRIP));
   bench.strip = needs_filling(matrix) ? reinterpret_cast<int8_t*>(arena.take(STRIP * width / 4)) : nullptr;

@@ -66,7 +66,7 @@ ISA_TARGET static void run_linear(const LinearArgs& args, const LinearStage& sta
         multiply(strip, {0, rows}, {nullptr, stage.bytes, stage.scales, 0, filled(columns), count}, y, outputs, false);
       else
         multiply_tokens(strip, {0, rows}, {nullptr, stage.words, stage.scales, 0, stage.word_row, count}, y, outputs,
-                        false, {own.panel, own.sums, own.factors});
+                        false, own.desk);
       if (matrix.bias)
         for (int64_t t = 0; t < count; ++t)
           for (int64_t i = 0; i < rows; ++i) y[t * outputs + i] += matrix.bias[r + i];

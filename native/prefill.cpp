@@ -69,15 +69,15 @@ struct Stage {
 
 // What each thread has for itself.
 struct Bench {
-  float *panel, *sums, *factors, *scan, *conv;
+  Desk desk;
+  float *scan, *conv;
   int8_t* bytes;
   double* seconds;
 };
 
 int64_t bench_size(const StepArgs& model, int64_t tokens) {
   const int64_t widest = filled(model.hidden > model.dim ? model.hidden : model.dim);
-  return whole_lines(UNITS * WIDEST_PANEL) + whole_lines(tokens * WIDEST_PANEL) +
-         whole_lines(UNITS / (GROUP / 2) * WIDEST_PANEL) + whole_lines((3 * CHUNK + 2 * model.state) * BLOCK) +
+  return desk_size(tokens) + whole_lines((3 * CHUNK + 2 * model.state) * BLOCK) +
          whole_lines((3 * model.kernel + 1) * BLOCK) + whole_lines(widest / 4);
 }
 
@@ -85,9 +85,7 @@ Bench make_bench(const StepArgs& model, int64_t tokens, float* memory, double* s
   Arena arena(memory);
   const int64_t widest = filled(model.hidden > model.dim ? model.hidden : model.dim);
   Bench bench;
-  bench.panel = arena.take(UNITS * WIDEST_PANEL);
-  bench.sums = arena.take(tokens * WIDEST_PANEL);
-  bench.factors = arena.take(UNITS / (GROUP / 2) * WIDEST_PANEL);
+  bench.desk = take_desk(arena, tokens);
   bench.scan = arena.take((3 * CHUNK + 2 * model.state) * BLOCK);
   bench.conv = arena.take((3 * model.kernel + 1) * BLOCK);
   bench.bytes = reinterpret_cast<int8_t*>(arena.take(widest / 4));

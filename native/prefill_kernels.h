@@ -45,7 +45,7 @@ ISA_INLINE void multiply_block(const Matrix& matrix, const Range& rows, const fl
   const Stopwatch stopwatch(own.seconds);
   const Tokens in = {x + tokens.first * x_row, stage.words + tokens.first * layout.words, stage.scales + tokens.first,
                      x_row, layout.words, tokens.last - tokens.first};
-  multiply_tokens(matrix, rows, in, to + tokens.first * to_row, to_row, add, {own.panel, own.sums, own.factors});
+  multiply_tokens(matrix, rows, in, to + tokens.first * to_row, to_row, add, own.desk);
 }
 
 // The convolution of one segment and block of channels at time t, activated. `weight` and `before` are [kernel][BLOCK].

@@ -164,11 +164,6 @@ struct Tokens {
   int64_t row, word_row, count;
 };
 
-// What one thread needs for a product: the panel, the sums of all tokens with it, and the scales of its groups.
-struct Desk {
-  float *panel, *sums, *factors;  // [DEPTH][PANEL], [tokens][PANEL], [DEPTH / GROUP_UNITS][PANEL]
-};
-
 template <int64_t Kind, int N>
 ISA_INLINE void add_tile(const Desk& desk, int64_t depth, const Tokens& in, int64_t t, int64_t first) {
   float* sums = desk.sums + t * PANEL;
