@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -13,6 +14,7 @@ from mambaformer.dental_qa.schema import ASPECTS
 from mambaformer.dental_qa.splitting import read_held_out
 from mambaformer.dental_qa.wording import held_out_wordings, normalised, parts, phrasings
 from mambaformer.trainer.pretrain_questions import (
+    QuestionMaker,
     disguised,
     has_article,
     is_reserved,
@@ -129,20 +131,37 @@ def test_an_article_agrees_with_the_other_name(concepts):
     assert disguised(concept, vowel).facts["definition"][0].startswith(f"An {vowel.name}")
 
 
-def test_router_questions_are_new_to_the_experts_and_leak_nothing(tmp_path, concepts, trained):
-    write_router_questions(tmp_path, distil=150, validation=50)
-    rows = {
-        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("router_questions")
+    write_router_questions(folder, distil=150, validation=50)
+    return {
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         for name in ("distil", "validation")
     }
-    assert {name: len(found) for name, found in rows.items()} == {"distil": 150, "validation": 50}
-    asked = {name: {row["question"] for row in found} for name, found in rows.items()}
-    assert not asked["distil"] & asked["validation"]
-    assert 0.03 < sum(bool(row["context"]) for row in rows["distil"]) / 150 < 0.2
-    experts = {question for question, _ in reworded_rows(concepts, [c.id for c in trained], 3, 0)}
+
+
+def test_router_questions_of_one_file_are_not_those_of_the_other(asked):
+    assert {name: len(found) for name, found in asked.items()} == {"distil": 150, "validation": 50}
+    assert len({row["question"] for found in asked.values() for row in found}) == 200
+
+
+def test_router_questions_leak_nothing(asked):
     for split in ("test_phrasing", "test_concept", "test_long"):
         held_out = load_dental_qa(split)
         answers, questions = set(held_out["answer"]), {q.lower() for q in held_out["question"]}
-        for row in rows["distil"] + rows["validation"]:
+        for row in asked["distil"] + asked["validation"]:
             assert row["answer"] not in answers and row["question"].lower() not in questions
-            assert row["question"] not in experts
+
+
+def test_router_questions_are_new_to_the_experts_plain_or_about_a_passage(asked, concepts, trained):
+    maker = QuestionMaker(concepts, [c.id for c in trained], 0)
+    experts = {maker.question(concept)[0] for concept in maker.concepts for _ in range(20)}
+    table = wordings()["aspects"]
+    plain = {re.sub(r"{.*?}", ".*", lead) for kinds in table.values() for lead in kinds["lead"]}
+    is_plain = re.compile(f"({'|'.join(plain)})\\?", re.IGNORECASE)
+    rows = asked["distil"] + asked["validation"]
+    new = [row["question"] for row in rows if not row["context"] and not is_plain.fullmatch(row["question"])]
+    assert 0.15 < sum(bool(row["context"]) for row in rows) / len(rows) < 0.25
+    assert 0.45 < len(new) / len(rows) < 0.65
+    assert not experts & set(new)

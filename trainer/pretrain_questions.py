@@ -147,6 +147,12 @@ class QuestionMaker:
         aspects, values = self.aspects_of(concept), self.slots_of(concept)
         return reworded(concept, aspects, values, self.rng, self.reserved), answer_of(concept, aspects)
 
+    def plain_question(self, concept: Concept) -> tuple[str, str]:
+        """The bare question about one random aspect, with nothing around it, and its answer."""
+        aspect, values = self.rng.choice(concept.aspects), self.slots_of(concept)
+        leads = variant(wordings(self.reserved)["aspects"], concept, aspect, bool(values["y"]))["lead"]
+        return capitalise(self.rng.choice(leads).format_map(values)) + "?", answer_of(concept, (aspect,))
+
     def with_context(self, longest_words: int, disguise: float) -> tuple[str, str, str]:
         """
         A question about a random concept, a passage of up to about `longest_words` words, the answer in it.

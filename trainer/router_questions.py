@@ -1,12 +1,15 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """
-Questions for the embedded default's router: what its experts know, asked in wordings that they have never met.
+Questions for the embedded default's router: what its experts know, asked as users ask.
 
     python -m mambaformer.trainer.router_questions runs/router_questions
 
 Writes `distil.jsonl` and `validation.jsonl` (question, context, answer), to train the router on and to set its
 threshold on. Where experts are asked as in their training they are nearly always right, and a router learns little;
-where users ask, wordings are new. No wording, question or combination of aspects of DentalQA's test splits is used.
+where users ask, wordings are new. Most questions here are in wordings that the experts have never met, some with a
+passage to read; the rest are the plainest ones ("What causes ...?"), which users ask most and which training, made of
+thousands of wordings, seldom asked. No question, held-out wording or combination of aspects of DentalQA's test splits
+is used.
 """
 
 from __future__ import annotations
@@ -18,36 +21,49 @@ from pathlib import Path
 
 from ..dental_qa import load_dental_qa
 from ..dental_qa.loading import load_concepts
-from .pretrain_questions import reworded_contexts, reworded_rows
+from .pretrain_questions import QuestionMaker
 
-CONTEXT_SHARE = 0.1
-DISTIL, VALIDATION = 6000, 600
+CONTEXT_SHARE, PLAIN_SHARE = 0.2, 0.25
+DISTIL, VALIDATION = 8000, 800
 """Questions of the embedded default."""
 
 
 def router_questions(count: int, longest_words: int, seed: int) -> list[dict[str, str]]:
-    """`count` rows of `question`, `context`, `answer` in reserved wordings; `CONTEXT_SHARE` of them with a passage."""
+    """
+    `count` rows of `question`, `context`, `answer`, no question twice.
+
+    `CONTEXT_SHARE` of them have a passage of up to about `longest_words` words and a reserved wording, `PLAIN_SHARE`
+    are plain, and the others are in reserved wordings.
+    """
     concepts = load_concepts()[0]
     trained = set(load_dental_qa("train")["concept"])
-    long = round(CONTEXT_SHARE * count)
-    rows = [
-        {"question": question, "context": context, "answer": answer}
-        for question, context, answer in reworded_contexts(concepts, trained, long, longest_words, seed, True, 0.0)
-    ]
-    seen = {row["question"] for row in rows}
-    asked = reworded_rows(concepts, trained, 4, seed, reserved=True)
+    reserved, known = (QuestionMaker(concepts, trained, seed, kept) for kept in (True, False))
     rng = random.Random(seed)
-    rng.shuffle(asked)
-    for question, answer in asked:
-        if len(rows) < count and question not in seen:
-            seen.add(question)
-            rows.append({"question": question, "context": "", "answer": answer})
-    rng.shuffle(rows)
-    return rows
+
+    def with_context() -> tuple[str, str, str]:
+        return reserved.with_context(longest_words, disguise=0.0)
+
+    def plain() -> tuple[str, str, str]:
+        question, answer = known.plain_question(rng.choice(known.concepts))
+        return question, "", answer
+
+    def reworded() -> tuple[str, str, str]:
+        question, answer = reserved.question(rng.choice(reserved.concepts))
+        return question, "", answer
+
+    rows: dict[str, dict[str, str]] = {}
+    parts = (with_context, CONTEXT_SHARE), (plain, CONTEXT_SHARE + PLAIN_SHARE), (reworded, 1.0)
+    for ask, up_to in parts:
+        while len(rows) < round(up_to * count):
+            question, context, answer = ask()
+            rows.setdefault(question, {"question": question, "context": context, "answer": answer})
+    shuffled = list(rows.values())
+    rng.shuffle(shuffled)
+    return shuffled
 
 
 def write_router_questions(
-    folder: Path, distil: int = DISTIL, validation: int = VALIDATION, longest_words: int = 220, seed: int = 0
+    folder: Path, distil: int = DISTIL, validation: int = VALIDATION, longest_words: int = 500, seed: int = 0
 ) -> None:
     """Write both files into `folder`; no question stands in both."""
     rows = router_questions(distil + validation, longest_words, seed)
