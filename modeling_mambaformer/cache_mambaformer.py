@@ -71,6 +71,12 @@ class RoutingRequest:
             cap = int(budget * max_new_tokens + 1e-9)
         return cls(routing, threshold, config.gate_threshold, cap, first_new)
 
+    def allows(self, gate_logit: torch.Tensor) -> torch.Tensor:
+        """Which rows may ask ET5 at all, `(B,)` bool, by the sequence gate's logits `(B,)`."""
+        if self.gate_threshold is None:
+            return torch.ones_like(gate_logit, dtype=torch.bool)
+        return gate_logit > self.gate_threshold
+
 
 class MambaFormerCache:
     """

@@ -121,7 +121,22 @@ class EMambaDecoder:
             IndexError: for an id outside the vocabulary.
             MemoryError: where the workspace finds no memory.
         """
-        if self.weight_format == OFF or (log is None and ids.shape[1] != 1) or not may_run(emamba, ids):
+        found = None if log is None and ids.shape[1] != 1 else self._memory(emamba, cache, ids)
+        return None if found is None else run_step(found[0], ids.contiguous(), *found[1:], log)
+
+    def bind(self, emamba: nn.Module, cache: DynamicCache, ids: Tensor) -> BoundStep | None:
+        """
+        The same step, to be run many times on one buffer `ids` `(B, 1)` long and on `cache`, which nobody else may
+        replace meanwhile, nor change the model. `None` where the modules have to be run.
+        """
+        found = self._memory(emamba, cache, ids)
+        return None if found is None else BoundStep(found[0], ids, *found[1:])
+
+    def _memory(
+        self, emamba: nn.Module, cache: DynamicCache, ids: Tensor
+    ) -> tuple[PackedWeights, list[Tensor], list[Tensor]] | None:
+        """Weights and states of a step, or `None` where it does not apply."""
+        if self.weight_format == OFF or not may_run(emamba, ids):
             return None
         if self._ready is None or (self._ready[1] is not None and not self._ready[0].holds(emamba)):
             self.prepare(emamba)
@@ -129,7 +144,7 @@ class EMambaDecoder:
         if packed is None or self._ready[0].modules[0] is not emamba:
             return None
         states = cached_states(cache, packed, ids.shape[0])
-        return None if states is None else run_step(packed, ids.contiguous(), *states, log)
+        return None if states is None else (packed, *states)
 
 
 def may_run(emamba: nn.Module, ids: Tensor) -> bool:
@@ -161,21 +176,48 @@ def cached_states(cache: DynamicCache, packed: PackedWeights, batch: int) -> tup
     return (windows, states) if len({window.dtype for window in windows}) == 1 else None
 
 
+class BoundStep:
+    """
+    The compiled step on memory that stays where it is, to be run for one token after another.
+
+    Args:
+        packed: the weights. ids: `(B, T)` long, contiguous, read anew at each run.
+        windows, states: as `cached_states` returns them, updated by each run. The caller answers for their shapes.
+
+    Attributes:
+        hidden: `(B, T, D)` final hidden states, of the weights' precision. logits: `(B, T, V)`. Both float32, and
+            overwritten by each run.
+    """
+
+    def __init__(self, packed: PackedWeights, ids: Tensor, windows: list[Tensor], states: list[Tensor]):
+        (batch, length), count = ids.shape, len(windows)
+        self.args = args = type(packed.args).from_buffer_copy(packed.args)
+        self.ids, self.dtype, self.kept = ids, packed.dtype, (packed, windows, states)
+        self.hidden = torch.empty(batch, length, args.hidden, dtype=torch.float32)
+        self.logits = torch.empty(batch, length, args.vocab, dtype=torch.float32)
+        args.ids, args.hidden_out, args.logits = ids.data_ptr(), self.hidden.data_ptr(), self.logits.data_ptr()
+        args.windows = (ctypes.c_void_p * count)(*[window.data_ptr() for window in windows])
+        args.states = (ctypes.c_void_p * count)(*[state.data_ptr() for state in states])
+        args.batch, args.window_format, args.threads = batch, STORED[windows[0].dtype], packed.threads(batch * length)
+
+    def run(self, log: StateLog | None = None) -> None:
+        """Read `ids`; `log` as in `EMambaDecoder.step`, which names the errors too."""
+        args, (batch, length) = self.args, self.ids.shape
+        error = log.run(args, length) if log else DECODE_LIBRARY.mambaformer_decode_step(ctypes.byref(args))
+        if error == 2:
+            raise IndexError(f"a token id is outside [0, {args.vocab}): {self.ids.flatten().tolist()}")
+        if error:
+            raise MemoryError(
+                f"a decoding step of {batch} rows found no memory for its workspace; use a smaller batch"
+            )
+        if self.dtype != torch.float32:
+            self.hidden.copy_(self.hidden.to(self.dtype))
+
+
 def run_step(
     packed: PackedWeights, ids: Tensor, windows: list[Tensor], states: list[Tensor], log: StateLog | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Call the library; the caller answers for shapes, dtypes and contiguous memory. As `EMambaDecoder.step`."""
-    (batch, length), count = ids.shape, len(windows)
-    args = type(packed.args).from_buffer_copy(packed.args)
-    hidden = torch.empty(batch, length, args.hidden, dtype=torch.float32)
-    logits = torch.empty(batch, length, args.vocab, dtype=torch.float32)
-    args.ids, args.hidden_out, args.logits = ids.data_ptr(), hidden.data_ptr(), logits.data_ptr()
-    args.windows = (ctypes.c_void_p * count)(*[window.data_ptr() for window in windows])
-    args.states = (ctypes.c_void_p * count)(*[state.data_ptr() for state in states])
-    args.batch, args.window_format, args.threads = batch, STORED[windows[0].dtype], packed.threads(batch * length)
-    error = log.run(args, length) if log else DECODE_LIBRARY.mambaformer_decode_step(ctypes.byref(args))
-    if error == 2:
-        raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")
-    if error:
-        raise MemoryError(f"a decoding step of {batch} rows found no memory for its workspace; use a smaller batch")
-    return hidden.to(packed.dtype), logits
+    """One run of a `BoundStep`; returns as `EMambaDecoder.step`."""
+    step = BoundStep(packed, ids, windows, states)
+    step.run(log)
+    return step.hidden.to(packed.dtype), step.logits

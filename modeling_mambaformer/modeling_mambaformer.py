@@ -33,7 +33,7 @@ from .quantized_modules import refuse_training
 from .quantizer_mambaformer import quantize_loaded
 from .router import SequenceGate, TokenRouter
 from .router_inputs import first_state, source_scalars
-from .routing_pass import choose, merge_experts
+from .routing_pass import ask_et5, choose, merge_experts
 from .sources import Sources, check_targets
 
 
@@ -395,17 +395,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         asked = choice.asked[:, -keep:]  # (B, K)
         et5_logits = None
         if bool(asked.any()):
-            rows = asked.any(1).nonzero().flatten()  # (R,)
-            keep_from = before + ids.shape[1] - keep
-            end = keep_from + int(asked.any(0).nonzero()[-1]) + 1
-            encoded = cache.et5.encode(self.et5, cache.row_source[rows].unique())
-            said, positions = cache.et5.decode(
-                self.et5, cache.decoder_ids, rows, end, keep_from, self.et5_decoder
-            )  # (R, <= K, V)
-            cache.count_encodings(encoded, rows)
-            cache.count_pass(rows, positions)
-            et5_logits = said.new_zeros(len(ids), keep, said.shape[-1])
-            et5_logits[rows, : said.shape[1]] = said  # (B, K, V)
+            et5_logits = ask_et5(self, cache, asked, before + ids.shape[1] - keep)  # (B, K, V)
         elif choice.emamba_logits is None:  # forced to ET5, and every answer has ended
             et5_logits = torch.zeros(len(ids), keep, self.config.vocab_size, device=ids.device)
         logits, trace = merge_experts(self, request, choice, et5_logits, keep)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -36,22 +35,100 @@ class RouterArgs(ctypes.Structure):
     _fields_ += [(name, ctypes.c_int64) for name in INTEGERS.split()]
 
 
-@dataclass
 class RouterStep:
     """
-    What one call decided, for T positions of B rows.
+    T positions of B rows, and the memory of the call that chooses there: it may be run again, on the positions that
+    follow, once `ids`, `hidden`, `logits`, `ended` and `embedded` hold what belongs to them.
+
+    Args: as `router_step`, and `weights` of `plain_weights`.
 
     Attributes:
         expert, gap: `(B, T)` long, as in `RouteTrace`. margin: `(B, T)` float32, NaN after the end of an answer.
         log_top: `(B, T)` float32, log-probability in nats of EMamba's likeliest token; NaN after the end.
-        state: the router's state after the last position.
+        state: the router's state after the last position. All five are overwritten by each run.
+        embedded: `(B, T, D)` float32, EMamba's embeddings of `ids`.
     """
 
-    expert: Tensor
-    gap: Tensor
-    margin: Tensor
-    log_top: Tensor
-    state: RouterState
+    def __init__(
+        self,
+        router: TokenRouter,
+        weights: dict[str, Tensor],
+        embeddings: nn.Module,
+        ids: Tensor,
+        hidden: Tensor,
+        logits: Tensor,
+        state: RouterState,
+        scalars: tuple[Tensor, Tensor],
+        allowed: Tensor,
+        ended: Tensor,
+        threshold: float,
+        cap: int | None,
+        first_new: int,
+    ):
+        batch, self.count = ids.shape
+        names = ("previous", "since", "spent", "domain_sum", "embedding_sum", "seen")
+        updated = {name: getattr(state, name).clone() for name in names}
+        self.state = RouterState(**updated, position=state.position)
+        self.margin, self.log_top = torch.empty(2, batch, self.count, dtype=torch.float32)
+        self.expert, self.gap = torch.empty(2, batch, self.count, dtype=torch.long)
+        self.embedded = embeddings(ids).float().contiguous()  # (B, T, D)
+        self.ids = ids.contiguous()
+        self.tensors = {
+            **weights,
+            **updated,
+            "ids": self.ids,
+            "embeddings": self.embedded,
+            "states": hidden.float().contiguous(),
+            "logits": logits.float().contiguous(),
+            "source_length": scalars[0].float().contiguous(),
+            "source_domain": scalars[1].float().contiguous(),
+            "allowed": allowed.contiguous(),
+            "ended": ended.contiguous(),
+            "margin": self.margin,
+            "log_top": self.log_top,
+            "expert": self.expert,
+            "gap": self.gap,
+        }
+        self.groups = (ctypes.c_int64 * len(router.groups))(
+            *(GROUP_CODES[FEATURE_GROUPS[name].compute] for name in router.groups)
+        )
+        addresses = {name: tensor.data_ptr() for name, tensor in self.tensors.items()}
+        self.args = args = RouterArgs(**addresses, threshold=threshold, groups=ctypes.addressof(self.groups))
+        args.batch, args.length, args.dim, args.vocab = batch, self.count, hidden.shape[-1], logits.shape[-1]
+        args.rank, args.width, args.features = router.hidden_proj.out_features, *router.feature_proj.weight.shape
+        args.group_count, args.first_new = len(self.groups), first_new
+        args.cap, args.max_target_length = -1 if cap is None else cap, router.max_target_length
+        args.threads = torch.get_num_threads()
+
+    def run(self) -> None:
+        """Choose; raises as `router_step`."""
+        self.args.position = self.state.position
+        error = DECODE_LIBRARY.mambaformer_router_step(ctypes.byref(self.args))
+        if error == 2:
+            raise IndexError(f"a token id is outside [0, {self.args.vocab}): {self.ids.flatten().tolist()}")
+        if error:
+            raise MemoryError(f"routing {self.args.batch} rows found no memory for its workspace; use a smaller batch")
+        self.state.position += self.count
+
+
+def bind_router(
+    router: TokenRouter,
+    embeddings: nn.Module,
+    ids: Tensor,
+    hidden: Tensor,
+    logits: Tensor,
+    state: RouterState,
+    scalars: tuple[Tensor, Tensor],
+    allowed: Tensor,
+    ended: Tensor,
+    *limits: float | int | None,
+) -> RouterStep | None:
+    """The step that `router_step` runs, not run yet; arguments and `None` as there."""
+    inputs = (ids, hidden, logits, state.embedding_sum, *scalars, allowed, ended)
+    weights = plain_weights(router) if may_run(router, inputs) else None
+    if weights is None:
+        return None
+    return RouterStep(router, weights, embeddings, ids, hidden, logits, state, scalars, allowed, ended, *limits)
 
 
 def router_step(
@@ -73,7 +150,8 @@ def router_step(
 
     Args:
         embeddings: EMamba's input embeddings. hidden: `(B, T, D)`. logits: `(B, T, V)`, EMamba's.
-        state, scalars: the router's state before these positions and the sources' scalars, per row.
+        state, scalars: the router's state before these positions, which stays as it is, and the sources' scalars,
+            per row.
         allowed: `(B,)` bool, the sequence gate. ended: `(B, T)` bool. threshold, cap, first_new: as in
             `TokenRouter.choose`.
 
@@ -84,57 +162,11 @@ def router_step(
         IndexError: for an id outside the vocabulary.
         MemoryError: where the workspace finds no memory.
     """
-    inputs = (ids, hidden, logits, state.embedding_sum, *scalars, allowed, ended)
-    if not may_run(router, inputs):
-        return None
-    weights = plain_weights(router)
-    if weights is None:
-        return None
-    (batch, count), vocab = ids.shape, logits.shape[-1]
-    new = RouterState(
-        previous=state.previous.clone(),
-        since=state.since.clone(),
-        spent=state.spent.clone(),
-        domain_sum=state.domain_sum.clone(),
-        embedding_sum=state.embedding_sum.clone(),
-        seen=state.seen.clone(),
-        position=state.position + count,
-    )
-    margin, log_top = torch.empty(2, batch, count, dtype=torch.float32)
-    expert, gap = torch.empty(2, batch, count, dtype=torch.long)
-    groups = (ctypes.c_int64 * len(router.groups))(
-        *(GROUP_CODES[FEATURE_GROUPS[name].compute] for name in router.groups)
-    )
-    tensors = {
-        **weights,
-        "ids": ids.contiguous(),
-        "embeddings": embeddings(ids).float().contiguous(),  # (B, T, D)
-        "states": hidden.float().contiguous(),
-        "logits": logits.float().contiguous(),
-        "source_length": scalars[0].float().contiguous(),
-        "source_domain": scalars[1].float().contiguous(),
-        "allowed": allowed.contiguous(),
-        "ended": ended.contiguous(),
-        "margin": margin,
-        "log_top": log_top,
-        "expert": expert,
-        "gap": gap,
-    }
-    args = RouterArgs(**{name: tensor.data_ptr() for name, tensor in tensors.items()}, threshold=threshold)
-    args.groups = ctypes.addressof(groups)
-    for name in ("previous", "domain_sum", "embedding_sum", "since", "spent", "seen"):
-        setattr(args, name, getattr(new, name).data_ptr())
-    args.batch, args.length, args.dim, args.vocab = batch, count, hidden.shape[-1], vocab
-    args.rank, args.width, args.features = router.hidden_proj.out_features, *router.feature_proj.weight.shape
-    args.group_count, args.position, args.first_new = len(groups), state.position, first_new
-    args.cap, args.max_target_length = -1 if cap is None else cap, router.max_target_length
-    args.threads = torch.get_num_threads()
-    error = DECODE_LIBRARY.mambaformer_router_step(ctypes.byref(args))
-    if error == 2:
-        raise IndexError(f"a token id is outside [0, {vocab}): {ids.flatten().tolist()}")
-    if error:
-        raise MemoryError(f"routing {batch} rows found no memory for its workspace; use a smaller batch")
-    return RouterStep(expert, gap, margin, log_top, new)
+    limits = (threshold, cap, first_new)
+    step = bind_router(router, embeddings, ids, hidden, logits, state, scalars, allowed, ended, *limits)
+    if step is not None:
+        step.run()
+    return step
 
 
 def may_run(router: TokenRouter, inputs: tuple[Tensor, ...]) -> bool:

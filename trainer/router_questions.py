@@ -24,16 +24,19 @@ from ..dental_qa.loading import load_concepts
 from .pretrain_questions import QuestionMaker
 
 CONTEXT_SHARE, PLAIN_SHARE = 0.2, 0.25
+DISGUISED_SHARE = 0.5
+"""Of the passages to train on, those that tell the facts of one concept under the name of another."""
 DISTIL, VALIDATION = 8000, 800
 """Questions of the embedded default."""
 
 
-def router_questions(count: int, longest_words: int, seed: int) -> list[dict[str, str]]:
+def router_questions(count: int, longest_words: int, seed: int, disguise: float) -> list[dict[str, str]]:
     """
     `count` rows of `question`, `context`, `answer`, no question twice.
 
     `CONTEXT_SHARE` of them have a passage of up to about `longest_words` words and a reserved wording, `PLAIN_SHARE`
-    are plain, and the others are in reserved wordings.
+    are plain, and the others are in reserved wordings. Of the passages, the share `disguise` tells the facts of one
+    concept under the name of another: neither expert knows them by heart, and only who reads can answer.
     """
     concepts = load_concepts()[0]
     trained = set(load_dental_qa("train")["concept"])
@@ -41,7 +44,7 @@ def router_questions(count: int, longest_words: int, seed: int) -> list[dict[str
     rng = random.Random(seed)
 
     def with_context() -> tuple[str, str, str]:
-        return reserved.with_context(longest_words, disguise=0.0)
+        return reserved.with_context(longest_words, disguise)
 
     def plain() -> tuple[str, str, str]:
         question, answer = known.plain_question(rng.choice(known.concepts))
@@ -65,10 +68,18 @@ def router_questions(count: int, longest_words: int, seed: int) -> list[dict[str
 def write_router_questions(
     folder: Path, distil: int = DISTIL, validation: int = VALIDATION, longest_words: int = 500, seed: int = 0
 ) -> None:
-    """Write both files into `folder`; no question stands in both."""
-    rows = router_questions(distil + validation, longest_words, seed)
+    """
+    Write both files into `folder`; no question stands in both.
+
+    Passages about what the experts cannot know are for training alone: thresholds set on many of them would leave
+    little of the budget to questions without a passage.
+    """
+    kept = router_questions(validation, longest_words, seed + 1, disguise=0.0)
+    asked = {row["question"] for row in kept}
+    rows = router_questions(distil + validation, longest_words, seed, DISGUISED_SHARE)
+    learned = [row for row in rows if row["question"] not in asked][:distil]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("validation", rows[:validation]), ("distil", rows[validation:])):
+    for name, part in (("validation", kept), ("distil", learned)):
         lines = [json.dumps(row) + "\n" for row in part]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 

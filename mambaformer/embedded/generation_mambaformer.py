@@ -2,18 +2,21 @@
 """
 How transformers' `generate` drives a MambaFormer.
 
-Sampling, beams, streaming, stopping and processors are transformers' own. The hooks below keep ET5's encoder from
-being run ahead of need, put one cache under `past_key_values`, and attach the route trace to the result.
+Sampling, beams, stopping and processors are transformers' own; plain greedy answers on a CPU take a shorter way
+(`greedy_decoding`). The hooks below keep ET5's encoder from being run ahead of need, put one cache under
+`past_key_values`, and attach the route trace to the result.
 """
 
 from __future__ import annotations
 
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
+from transformers.generation.utils import GenerateEncoderDecoderOutput
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .cache_mambaformer import MambaFormerCache, RoutingRequest
+from .greedy_decoding import decode_greedily, is_plain_greedy
 from .look_ahead import LookAhead, check_look_ahead
 from .sources import Sources
 
@@ -99,10 +102,29 @@ class MambaFormerGenerationMixin:
         )
         return input_ids, {**model_kwargs, "encoder_outputs": sources, "prompt_length": input_ids.shape[1]}
 
-    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    def _sample(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        **model_kwargs,
+    ):
         """Greedy decoding and sampling; rows end where any criterion says so."""
-        stops = RecordedStops(stopping_criteria, kwargs["past_key_values"])
-        return super()._sample(input_ids, logits_processor, stops, generation_config, **kwargs)
+        cache, wants_dict = model_kwargs["past_key_values"], generation_config.return_dict_in_generate
+        if not is_plain_greedy(
+            self, cache, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus
+        ):
+            stops = RecordedStops(stopping_criteria, cache)
+            return super()._sample(
+                input_ids, logits_processor, stops, generation_config, synced_gpus, streamer, **model_kwargs
+            )
+        first = self._prefill(input_ids, generation_config, model_kwargs).logits[:, -1]  # (B, V)
+        pad = generation_config._pad_token_tensor
+        sequences = decode_greedily(self, cache, input_ids, first, stopping_criteria, pad, streamer)
+        return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=cache) if wants_dict else sequences
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs: dict, generation_mode, batch_size: int, max_cache_length: int

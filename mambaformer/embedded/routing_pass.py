@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .cache_mambaformer import RoutingRequest
+from .cache_mambaformer import MambaFormerCache, RoutingRequest
 from .emamba_stream import head_logits
 from .merger import merge
 from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
@@ -76,10 +76,7 @@ def choose(
         margin = torch.full(ids.shape, float("nan"), device=ids.device)
         return Choice(expert, gap, margin, expert == ET5, logits, state)
 
-    if request.gate_threshold is None:
-        allowed = torch.ones_like(gate_logit, dtype=torch.bool)  # (B,)
-    else:
-        allowed = gate_logit > request.gate_threshold
+    allowed = request.allows(gate_logit)  # (B,)
     soft = request.routing == "soft"
     limits = (request.threshold, None if soft else request.cap, request.first_new)
     if teacher is None:
@@ -104,6 +101,26 @@ def choose(
         margin = model.router.margin(encoded, previous, gap)  # (B, T), differentiable, given the choices before
     asked = ~ended if soft else expert == ET5
     return Choice(expert, gap, margin.masked_fill(ended, float("nan")), asked, logits, after)
+
+
+def ask_et5(model: nn.Module, cache: MambaFormerCache, asked: torch.Tensor, keep_from: int) -> torch.Tensor:
+    """
+    Let ET5 speak for the rows and positions `asked` `(B, K)` bool, at least one, the first being `keep_from`.
+
+    Returns:
+        logits `(B, K, V)`, of meaning where asked. What was run is booked in `cache`, which has read the positions.
+    """
+    rows = asked.any(1).nonzero().flatten()  # (R,)
+    end = keep_from + int(asked.any(0).nonzero()[-1]) + 1
+    encoded = cache.et5.encode(model.et5, cache.row_source[rows].unique())
+    said, positions = cache.et5.decode(model.et5, cache.decoder_ids, rows, end, keep_from, model.et5_decoder)
+    cache.count_encodings(encoded, rows)
+    cache.count_pass(rows, positions)
+    if said.shape[:2] == asked.shape:  # (R, <= K, V)
+        return said
+    logits = said.new_zeros(*asked.shape, said.shape[-1])
+    logits[rows, : said.shape[1]] = said
+    return logits  # (B, K, V)
 
 
 def merge_experts(
