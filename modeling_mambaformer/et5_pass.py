@@ -50,52 +50,62 @@ class Et5Args(ctypes.Structure):
     _fields_ += [(name, ctypes.c_int64) for name in ("layer_count", "batch", "length", "start", "kept", "hidden")]
     _fields_ += [(name, ctypes.c_int64) for name in ("heads", "width", "ff", "capacity", "source_length", "vocab")]
     _fields_ += [(name, ctypes.c_int64) for name in ("embedding_format", "embedding_row", "activation", "threads")]
+    _fields_ += [("is_encoder", ctypes.c_int64)]
 
 
-class PackedET5(Packing):
+class PackedStack(Packing):
     """
-    The compiled pass's view of one ET5.
+    The compiled pass's view of ET5's encoder or decoder.
 
     Args:
-        et5: whose modules the caller has found to be the plain ones, float32 on the CPU.
-        weight_format: one of `ET5_FORMATS`; `int8` holds rounded copies of the decoder's matrices beside the model.
+        et5: whose modules the caller has found to be the plain ones, float32 on the CPU. stack: one of its two.
+        weight_format: one of `ET5_FORMATS`; `int8` holds rounded copies of the stack's matrices beside the model.
     """
 
-    def __init__(self, et5: nn.Module, weight_format: str):
+    def __init__(self, et5: nn.Module, stack: nn.Module, weight_format: str):
         super().__init__(weight_format)
-        decoder, config = et5.decoder, et5.config
-        blocks = list(decoder.block)
-        self.layers = (Et5Layer * len(blocks))()
-        self.cross = []  # (k, v) of each layer
-        for layer, block in zip(self.layers, blocks, strict=True):
-            own, cross, feed = block.layer
-            dense = feed.DenseReluDense
-            layer.norm, layer.cross_norm = self._float(own.layer_norm.weight), self._float(cross.layer_norm.weight)
-            layer.ff_norm = self._float(feed.layer_norm.weight)
-            for name in "qkvo":
-                setattr(layer, name, self._matrix(getattr(own.SelfAttention, name)))
-            layer.cross_q, layer.cross_o = map(self._matrix, (cross.EncDecAttention.q, cross.EncDecAttention.o))
-            gated = config.is_gated_act
-            layer.wi = self._matrix(dense.wi_0 if gated else dense.wi)
-            if gated:
-                layer.gate = self._matrix(dense.wi_1)
-            layer.wo = self._matrix(dense.wo)
-            self.cross.append((cross.EncDecAttention.k, cross.EncDecAttention.v))
-        self.attention = blocks[0].layer[0].SelfAttention
+        config = et5.config
+        self.layers = (Et5Layer * len(stack.block))()
+        for layer, block in zip(self.layers, stack.block, strict=True):
+            self._fill(layer, block.layer[0], block.layer[-1], config.is_gated_act)
+        self.attention = stack.block[0].layer[0].SelfAttention
         self.args = Et5Args(
             layers=self.layers,
-            norm=self._float(decoder.final_layer_norm.weight),
-            head=self._matrix(et5.lm_head),
+            norm=self._float(stack.final_layer_norm.weight),
             epsilon=config.layer_norm_epsilon,
-            layer_count=len(blocks),
+            layer_count=len(stack.block),
             hidden=config.d_model,
             heads=config.num_heads,
             width=config.d_kv,
             ff=config.d_ff,
             activation=ACTIVATIONS[config.dense_act_fn],
-            scale=head_scale(et5),
         )
-        self._embed(self.args, decoder.embed_tokens)
+        self._embed(self.args, stack.embed_tokens)
+
+    def _fill(self, layer: Et5Layer, own: nn.Module, feed: nn.Module, gated: bool) -> None:
+        """Enter self-attention and feed-forward part."""
+        dense = feed.DenseReluDense
+        layer.norm, layer.ff_norm = self._float(own.layer_norm.weight), self._float(feed.layer_norm.weight)
+        for name in "qkvo":
+            setattr(layer, name, self._matrix(getattr(own.SelfAttention, name)))
+        layer.wi = self._matrix(dense.wi_0 if gated else dense.wi)
+        if gated:
+            layer.gate = self._matrix(dense.wi_1)
+        layer.wo = self._matrix(dense.wo)
+
+
+class PackedET5(PackedStack):
+    """The compiled pass's view of ET5's decoder and head; arguments as of `PackedStack`."""
+
+    def __init__(self, et5: nn.Module, weight_format: str):
+        super().__init__(et5, et5.decoder, weight_format)
+        self.cross = []  # (k, v) of each layer
+        for layer, block in zip(self.layers, et5.decoder.block, strict=True):
+            cross = block.layer[1]
+            layer.cross_norm = self._float(cross.layer_norm.weight)
+            layer.cross_q, layer.cross_o = map(self._matrix, (cross.EncDecAttention.q, cross.EncDecAttention.o))
+            self.cross.append((cross.EncDecAttention.k, cross.EncDecAttention.v))
+        self.args.head, self.args.scale = self._matrix(et5.lm_head), head_scale(et5)
         self.checked = self.sample()
 
     def source_states(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -142,12 +152,10 @@ def obstacle(et5: nn.Module, snapshot: Snapshot, weight_format: str) -> str | No
     return None
 
 
-class ET5Decoder:
+class CompiledStack:
     """
-    Runs ET5's decoder, without its encoder, through the compiled pass.
-
-    The weights are packed when first needed, and again when PyTorch tells that they or the modules have changed; a
-    first pass over a source also compares a sample of the values. A copy starts without packed weights.
+    Packs a part of ET5 for the compiled pass: when first needed, and again when PyTorch tells that its weights or
+    modules have changed. A copy starts without packed weights.
 
     Args:
         weight_format (`str`): `float32` (the weights as they are, exact), `int8`, or `off`.
@@ -156,25 +164,33 @@ class ET5Decoder:
         ValueError: for an unknown `weight_format`.
     """
 
+    WHAT: str
+    PACKED: type[PackedStack]
+
     def __init__(self, weight_format: str = "float32"):
         if weight_format not in (OFF, *ET5_FORMATS):
             raise ValueError(f"weight_format is {weight_format!r}: choose one of {[OFF, *ET5_FORMATS]}.")
         self.weight_format = weight_format
-        self._ready: tuple[Snapshot, PackedET5 | None] | None = None
+        self._ready: tuple[Snapshot, PackedStack | None] | None = None
 
     def __getstate__(self) -> dict:
         return {"weight_format": self.weight_format, "_ready": None}  # addresses mean nothing elsewhere
 
-    def packed(self, et5: nn.Module, check: bool) -> PackedET5 | None:
+    @staticmethod
+    def modules(et5: nn.Module) -> tuple[nn.Module, ...]:
+        """What is packed."""
+        raise NotImplementedError
+
+    def packed(self, et5: nn.Module, check: bool) -> PackedStack | None:
         """
         The packed weights of `et5`, or `None` where its modules have to be run, which is logged once.
 
         Args:
-            check: also look for changes that PyTorch does not count.
+            check: also compare a sample of the values, for changes that PyTorch does not count.
         """
         if self.weight_format == OFF or not is_plain_call(et5):
             return None
-        modules = (et5.decoder, et5.lm_head)
+        modules = self.modules(et5)
         if self._ready is not None and self._ready[0].holds(*modules):
             packed = self._ready[1]
             if packed is None or not check or torch.equal(packed.checked, packed.sample()):
@@ -182,11 +198,22 @@ class ET5Decoder:
         snapshot, packed = Snapshot(*modules), None
         reason = obstacle(et5, snapshot, self.weight_format)
         if reason is None:
-            packed = PackedET5(et5, self.weight_format)
+            packed = self.PACKED(et5, self.weight_format)
         else:
-            report("ET5's compiled decoder pass", reason, "info" if self.weight_format == "float32" else "warning")
+            report(self.WHAT, reason, "info" if self.weight_format == "float32" else "warning")
         self._ready = (snapshot, packed)
         return packed
+
+
+class ET5Decoder(CompiledStack):
+    """Runs ET5's decoder through the compiled pass; see `CompiledStack`."""
+
+    WHAT, PACKED = "ET5's compiled decoder pass", PackedET5
+
+    @staticmethod
+    def modules(et5: nn.Module) -> tuple[nn.Module, ...]:
+        """Decoder and head."""
+        return et5.decoder, et5.lm_head
 
 
 def run_pass(
@@ -216,23 +243,44 @@ def run_pass(
         IndexError: for an id outside the vocabulary.
         MemoryError: where the workspace finds no memory.
     """
-    batch, length = ids.shape
-    args = type(packed.args).from_buffer_copy(packed.args)
     layers = (Et5Layer * len(packed.layers)).from_buffer_copy(packed.layers)
     for layer, mine, theirs in zip(layers, own, cross, strict=True):
         layer.keys, layer.values = (x.data_ptr() for x in mine)
         layer.cross_keys, layer.cross_values = (x.data_ptr() for x in theirs)
-    end = start + length
-    bias = packed.attention.compute_bias(1, end, past_seen_tokens=end - 1)[0, :, 0].flip(-1).contiguous()  # (H, end)
-    kept_logits = torch.empty(batch, kept, args.vocab, dtype=torch.float32)
+    end = start + ids.shape[1]
+    bias = packed.attention.compute_bias(1, end, past_seen_tokens=end - 1)[0, :, 0].contiguous()  # (H, end)
+    logits = torch.empty(len(ids), kept, packed.args.vocab, dtype=torch.float32)
+    return call_pass(packed, layers, ids, rows, sources, mask, bias, logits, start, own[0][0].shape[2])
+
+
+def call_pass(
+    packed: PackedStack,
+    layers: ctypes.Array,
+    ids: Tensor,
+    rows: Tensor,
+    sources: Tensor,
+    mask: Tensor,
+    bias: Tensor,
+    result: Tensor,
+    start: int,
+    capacity: int,
+) -> Tensor:
+    """
+    Call the library, which writes `result`; the caller answers for shapes, dtypes and the memory behind `layers`.
+
+    Args:
+        bias: of distances, as native/et5_pass.cpp has it. result: `(R, kept, V)`, or states `(R, T, D)` of an encoder.
+        capacity: positions for which there is room in keys and values. The others, and the errors, as in `run_pass`.
+    """
+    (batch, length), args = ids.shape, type(packed.args).from_buffer_copy(packed.args)
     ids, rows, sources, mask = ids.contiguous(), rows.contiguous(), sources.contiguous(), mask.bool().contiguous()
     args.layers, args.ids, args.rows, args.sources = layers, ids.data_ptr(), rows.data_ptr(), sources.data_ptr()
-    args.mask, args.distance_bias, args.logits = mask.data_ptr(), bias.data_ptr(), kept_logits.data_ptr()
-    args.batch, args.length, args.start, args.kept = batch, length, start, kept
-    args.capacity, args.source_length, args.threads = own[0][0].shape[2], mask.shape[1], packed.threads(batch * length)
+    args.mask, args.distance_bias, args.logits = mask.data_ptr(), bias.data_ptr(), result.data_ptr()
+    args.batch, args.length, args.start, args.kept = batch, length, start, result.shape[1]
+    args.capacity, args.source_length, args.threads = capacity, mask.shape[1], packed.threads(batch * length)
     error = DECODE_LIBRARY.mambaformer_et5_pass(ctypes.byref(args))
     if error == 2:
         raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")
     if error:
         raise MemoryError(f"a pass of {batch} rows and {length} positions found no memory; use a smaller batch")
-    return kept_logits
+    return result

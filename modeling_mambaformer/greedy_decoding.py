@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from .cache_mambaformer import MambaFormerCache
 from .emamba_decoder import BoundStep
 from .module_snapshot import is_plain_call
-from .outputs_mambaformer import EMAMBA, ENDED, ET5
+from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
 from .router_step import RouterStep, bind_router
 from .routing_pass import Choice, ask_et5, log_probability, merge_experts
 
@@ -145,11 +145,19 @@ class CompiledSteps:
         ended = torch.zeros(rows, 1, dtype=torch.bool)
         if request.routing == "emamba":
             return cls(model, cache, step, None, ended)
-        scalars, allowed = cache.row_scalars(), request.allows(cache.gate_logit[cache.row_source])
-        limits = (request.threshold, request.cap, request.first_new)
-        embeddings = model.emamba.get_input_embeddings()
         router = bind_router(
-            model.router, embeddings, step.ids, step.hidden, step.logits, cache.router, scalars, allowed, ended, *limits
+            model.router,
+            model.emamba.get_input_embeddings(),
+            step.ids,
+            step.hidden,
+            step.logits,
+            cache.router,
+            cache.row_scalars(),
+            request.allows(cache.gate_logit[cache.row_source]),
+            ended,
+            request.threshold,
+            request.cap,
+            request.first_new,
         )
         return None if router is None else cls(model, cache, step, router, ended)
 
@@ -157,45 +165,54 @@ class CompiledSteps:
         self, model: nn.Module, cache: MambaFormerCache, step: BoundStep, router: RouterStep | None, ended: Tensor
     ):
         self.model, self.cache, self.step, self.router, self.ended = model, cache, step, router, ended
+        self.ends_at: Tensor | None = None  # of the cache, when `ended` was last written
         self.embeddings = model.emamba.get_input_embeddings()
-        self.unknown = torch.full(ended.shape, float("nan"))
+        self.levels: list[Tensor] = []  # margin and EMamba's log-probability, (2, B, 1) a position
+        self.choices: list[Tensor] = []  # expert and gap, (2, B, 1) a position
+        self.asked: list[tuple[int, RouteTrace]] = []  # positions at which ET5 spoke for some row
 
     def read(self, seen: Tensor) -> Tensor:
         """Logits `(B, V)` after `seen` `(B, t)`, of which the last token is new."""
-        cache, step = self.cache, self.step
+        cache, step, router = self.cache, self.step, self.router
         cache.decoder_ids = seen
         step.ids.copy_(seen[:, -1:])
-        torch.ge(torch.full_like(cache.ends_at, seen.shape[1]), cache.ends_at, out=self.ended[:, 0])
+        if cache.ends_at is not self.ends_at:
+            self.ends_at = cache.ends_at
+            torch.le(cache.ends_at, seen.shape[1], out=self.ended[:, 0])
         step.run()
-        choice = self._choose()
-        logits, trace = step.logits, None  # (B, 1, V)
-        if bool(choice.asked.any()):
-            said = ask_et5(self.model, cache, choice.asked, seen.shape[1] - 1)  # (B, 1, V)
-            logits, trace = merge_experts(self.model, cache.request, choice, said, 1)
-        found = {
-            "expert": choice.expert,
-            "margin": choice.margin,
-            "gap": choice.gap,
-            "log_p_emamba": choice.log_top if trace is None else trace.log_p_emamba,
-            "log_p_et5": self.unknown if trace is None else trace.log_p_et5,
-        }
-        cache.steps.append({name: value[:, 0].clone() for name, value in found.items()})
-        return logits[:, 0]
-
-    def _choose(self) -> Choice:
-        """Who speaks next, given EMamba's step."""
-        router, step, ended = self.router, self.step, self.ended
         if router is None:
-            expert = torch.where(ended, ENDED, EMAMBA)  # (B, 1)
-            log_top = log_probability(step.logits, step.logits.argmax(-1, keepdim=True), ~ended)
-            return Choice(expert, torch.zeros_like(expert), self.unknown, expert == ET5, step.logits, None, log_top)
+            self._note_emamba()
+            return step.logits[:, 0]
         router.embedded.copy_(self.embeddings(step.ids))
         router.run()
-        asked = router.expert == ET5
-        return Choice(router.expert, router.gap, router.margin, asked, step.logits, router.state, router.log_top)
+        self.levels.append(router.levels.clone())
+        self.choices.append(router.choices.clone())
+        if ET5 not in router.expert.flatten().tolist():
+            return step.logits[:, 0]
+        asked = router.expert == ET5  # (B, 1)
+        choice = Choice(router.expert, router.gap, router.margin, asked, step.logits, router.state)
+        said = ask_et5(self.model, cache, asked, seen.shape[1] - 1)  # (B, 1, V)
+        logits, trace = merge_experts(self.model, cache.request, choice, said, 1)
+        self.asked.append((len(self.choices) - 1, trace))
+        return logits[:, 0]
+
+    def _note_emamba(self) -> None:
+        """Record a position at which EMamba speaks for all rows, no router having been asked."""
+        expert = torch.where(self.ended, ENDED, EMAMBA)  # (B, 1)
+        logits = self.step.logits
+        log_top = log_probability(logits, logits.argmax(-1, keepdim=True), ~self.ended)
+        self.levels.append(torch.stack([torch.full_like(log_top, float("nan")), log_top]))
+        self.choices.append(torch.stack([expert, torch.zeros_like(expert)]))
 
     def finish(self, seen: Tensor) -> None:
         """Leave the cache as `forward` would, having read `seen` `(B, t)`."""
+        (margin, log_p_emamba), (expert, gap) = torch.cat(self.levels, dim=2), torch.cat(self.choices, dim=2)
+        log_p_et5 = torch.full_like(margin, float("nan"))  # (B, T)
+        for position, trace in self.asked:
+            log_p_emamba[:, position : position + 1] = trace.log_p_emamba
+            log_p_et5[:, position : position + 1] = trace.log_p_et5
+        record = (expert, margin, gap, log_p_emamba, log_p_et5)
+        self.cache.steps.append(dict(zip(self.cache.STEP_FIELDS, record, strict=True)))
         self.cache.decoder_ids = seen.clone()
         if self.router is not None:
             self.cache.router = self.router.state

@@ -23,7 +23,7 @@ from .composition import compose_experts
 from .emamba_decoder import DEFAULT_DECODE, EMambaDecoder
 from .emamba_prefill import read_sources
 from .emamba_stream import read_on, read_together
-from .et5_pass import ET5Decoder
+from .et5_encoder import compiled_parts
 from .generation_mambaformer import MambaFormerGenerationMixin
 from .lazy_et5 import decode_together
 from .mamba_mixer import use_selective_scan
@@ -115,7 +115,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         self.gate = SequenceGate(config)
         use_selective_scan(self.emamba)
         self.emamba_decoder = EMambaDecoder(config.emamba_decode)
-        self.et5_decoder = ET5Decoder(config.et5_decode)
+        self.et5_encoder, self.et5_decoder = compiled_parts(config.et5_decode)
         self.post_init()
 
     @classmethod
@@ -173,12 +173,13 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         Choose the weights of ET5's compiled decoder pass on a CPU, as `pack_emamba` for EMamba; returns the model.
 
         Args:
-            weight_format: `float32`; `int8`, a rounded copy beside the parameters; or `off`, always the modules.
+            weight_format: `float32`; `int8`, a rounded copy beside the parameters, for the decoder alone; or `off`,
+                always the modules.
 
         Raises:
             ValueError: for an unknown `weight_format`.
         """
-        self.et5_decoder = ET5Decoder(weight_format)
+        self.et5_encoder, self.et5_decoder = compiled_parts(weight_format)
         self.config.et5_decode = weight_format
         return self
 
@@ -406,7 +407,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
             )
         trace.et5_passes, trace.et5_tokens, trace.encoder_calls = cache.counts()
         if cache.get_seq_length() >= cache.prompt_length:  # a prompt may be read in several chunks
-            cache.steps.append({name: trace[name][:, -1] for name in cache.STEP_FIELDS})
+            cache.steps.append({name: trace[name][:, -1:] for name in cache.STEP_FIELDS})
         gate_logit = None if cache.gate_logit is None else cache.gate_logit[cache.row_source]  # (B,)
         return MambaFormerOutput(
             logits=logits, past_key_values=cache, route_trace=trace, gate_logit=gate_logit, margin=choice.margin

@@ -45,7 +45,8 @@ class RouterStep:
     Attributes:
         expert, gap: `(B, T)` long, as in `RouteTrace`. margin: `(B, T)` float32, NaN after the end of an answer.
         log_top: `(B, T)` float32, log-probability in nats of EMamba's likeliest token; NaN after the end.
-        state: the router's state after the last position. All five are overwritten by each run.
+        choices, levels: expert and gap, margin and log_top, `(2, B, T)` each.
+        state: the router's state after the last position. All are overwritten by each run.
         embedded: `(B, T, D)` float32, EMamba's embeddings of `ids`.
     """
 
@@ -69,8 +70,9 @@ class RouterStep:
         names = ("previous", "since", "spent", "domain_sum", "embedding_sum", "seen")
         updated = {name: getattr(state, name).clone() for name in names}
         self.state = RouterState(**updated, position=state.position)
-        self.margin, self.log_top = torch.empty(2, batch, self.count, dtype=torch.float32)
-        self.expert, self.gap = torch.empty(2, batch, self.count, dtype=torch.long)
+        self.levels = torch.empty(2, batch, self.count, dtype=torch.float32)
+        self.choices = torch.empty(2, batch, self.count, dtype=torch.long)
+        (self.margin, self.log_top), (self.expert, self.gap) = self.levels, self.choices
         self.embedded = embeddings(ids).float().contiguous()  # (B, T, D)
         self.ids = ids.contiguous()
         self.tensors = {

@@ -112,7 +112,7 @@ def ask_et5(model: nn.Module, cache: MambaFormerCache, asked: torch.Tensor, keep
     """
     rows = asked.any(1).nonzero().flatten()  # (R,)
     end = keep_from + int(asked.any(0).nonzero()[-1]) + 1
-    encoded = cache.et5.encode(model.et5, cache.row_source[rows].unique())
+    encoded = cache.et5.encode(model.et5, cache.row_source[rows].unique(), model.et5_encoder)
     said, positions = cache.et5.decode(model.et5, cache.decoder_ids, rows, end, keep_from, model.et5_decoder)
     cache.count_encodings(encoded, rows)
     cache.count_pass(rows, positions)

@@ -1,7 +1,8 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
 // One pass of a T5 decoder (Raffel et al. 2020, arXiv 1910.10683) on a CPU: a few positions of some rows of a batch, all
-// layers in one call. The rows catch up on what they skipped, and the logits of the last positions come back.
+// layers in one call. The rows catch up on what they skipped, and the logits of the last positions come back. Or one of
+// its encoder, whose layers do not look at a source, and whose positions look at all others: the states come back.
 //
 //   r = embedding[id]
 //   for each layer:  r = r + o attend(q, k, v of norm(r); distances)        over the row's own positions so far
@@ -24,8 +25,8 @@ enum Activation : int64_t { RELU = 0, GELU = 1, GELU_TANH = 2 };
 
 // The structures are mirrored field by field in modeling_mambaformer/et5_pass.py.
 
-// `gate` has no data where the layer is not gated. keys, values: (all rows, heads, capacity, width), written at the new
-// positions. cross_keys, cross_values: (sources, heads, source_length, width).
+// `gate` has no data where the layer is not gated, nor has `cross_q` in an encoder. keys, values: (all rows, heads,
+// capacity, width), written at the new positions. cross_keys, cross_values: (sources, heads, source_length, width).
 struct Et5Layer {
   const float *norm, *cross_norm, *ff_norm;
   Matrix q, k, v, o, cross_q, cross_o, wi, gate, wo;
@@ -37,14 +38,15 @@ struct Et5Args {
   const Et5Layer* layers;
   const int64_t *ids, *rows, *sources;  // (batch, length), (batch), (batch)
   const uint8_t* mask;                  // (sources, source_length)
-  const float* distance_bias;           // (heads, start + length): of a key so many positions back
+  const float* distance_bias;           // (heads, start + length): of the keys up to the last position, as it sees
+                                        // them; in an encoder (heads, 2 * length - 1), as the middle one would
   const void* embedding;                // (vocab, embedding_row): float32, bfloat16, or INT8 with a scale a row
   const float *embedding_scale, *norm;
-  float* logits;                        // (batch, kept, vocab)
+  float* logits;                        // (batch, kept, vocab); without a head (batch, kept, hidden)
   Matrix head;
   double epsilon, scale;
   int64_t layer_count, batch, length, start, kept, hidden, heads, width, ff, capacity, source_length, vocab,
-      embedding_format, embedding_row, activation, threads;
+      embedding_format, embedding_row, activation, threads, is_encoder;
 };
 
 // What the threads share: floats of [batch * length] tokens.

@@ -29,21 +29,23 @@ ISA_INLINE void blend(const float* scores, const float* values, int64_t count, i
   }
 }
 
-// The new positions of one head of one row look at those up to themselves.
+// The new positions of one head of one row look at those up to themselves; in an encoder at all that are not padding.
 ISA_INLINE void attend_own(const Et5Args& args, const Et5Layer& layer, int64_t b, int64_t h, const Et5Shared& shared,
                            float* scores) {
   const int64_t width = args.width, inner = args.heads * width, first = b * args.length * inner + h * width;
-  const int64_t at = (args.rows[b] * args.heads + h) * args.capacity * width;
+  const int64_t at = (args.rows[b] * args.heads + h) * args.capacity * width, end = args.start + args.length;
   float *keys = layer.keys + at, *values = layer.values + at;
-  const float* bias = args.distance_bias + h * (args.start + args.length);
+  const uint8_t* mask = args.is_encoder ? args.mask + args.sources[b] * args.source_length : nullptr;
+  const float* bias = args.distance_bias + h * (args.is_encoder ? 2 * end - 1 : end);
   for (int64_t t = 0; t < args.length; ++t) {
     std::memcpy(keys + (args.start + t) * width, shared.k + first + t * inner, sizeof(float) * width);
     std::memcpy(values + (args.start + t) * width, shared.v + first + t * inner, sizeof(float) * width);
   }
   for (int64_t t = 0; t < args.length; ++t) {
-    const int64_t seen = args.start + t + 1;
+    const int64_t seen = args.is_encoder ? end : args.start + t + 1;
+    const float* near = bias + args.length - 1 - t;
     for (int64_t j = 0; j < seen; ++j)
-      scores[j] = dot(shared.q + first + t * inner, keys + j * width, width) + bias[seen - 1 - j];
+      scores[j] = mask && !mask[j] ? -INFINITY : dot(shared.q + first + t * inner, keys + j * width, width) + near[j];
     softmax(scores, seen);
     blend(scores, values, seen, width, shared.context + first + t * inner);
   }
@@ -111,15 +113,17 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
     meet();
     multiply(layer.o, outputs, prepare(layer.o, shared.context, inner, tokens, own), shared.residual, hidden, true);
     meet();
-    rms_norm(shared.residual, layer.cross_norm, hidden, tokens, args.epsilon, own.x);
-    multiply(layer.cross_q, inners, prepare(layer.cross_q, own.x, hidden, tokens, own), shared.q, inner, false);
-    meet();
-    for (int64_t i = heads.first; i < heads.last; ++i)
-      attend_source(args, layer, i / args.heads, i % args.heads, shared, scores);
-    meet();
-    multiply(layer.cross_o, outputs, prepare(layer.cross_o, shared.context, inner, tokens, own), shared.residual, hidden,
-             true);
-    meet();
+    if (layer.cross_q.data) {
+      rms_norm(shared.residual, layer.cross_norm, hidden, tokens, args.epsilon, own.x);
+      multiply(layer.cross_q, inners, prepare(layer.cross_q, own.x, hidden, tokens, own), shared.q, inner, false);
+      meet();
+      for (int64_t i = heads.first; i < heads.last; ++i)
+        attend_source(args, layer, i / args.heads, i % args.heads, shared, scores);
+      meet();
+      multiply(layer.cross_o, outputs, prepare(layer.cross_o, shared.context, inner, tokens, own), shared.residual,
+               hidden, true);
+      meet();
+    }
     rms_norm(shared.residual, layer.ff_norm, hidden, tokens, args.epsilon, own.x);
     const Input fed = prepare(layer.wi, own.x, hidden, tokens, own);
     multiply(layer.wi, ffs, fed, shared.ff, ff, false);
@@ -136,9 +140,12 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
     meet();
   }
   const int64_t skipped = args.length - args.kept, kept = args.batch * args.kept;
+  float* const last = args.head.data ? own.x : args.logits;
+  if (!args.head.data && thread != 0) return;
   for (int64_t b = 0; b < args.batch; ++b)
     rms_norm(shared.residual + (b * args.length + skipped) * hidden, args.norm, hidden, args.kept, args.epsilon,
-             own.x + b * args.kept * hidden);
+             last + b * args.kept * hidden);
+  if (!args.head.data) return;
   for (int64_t i = 0; i < kept * hidden; ++i) own.x[i] *= static_cast<float>(args.scale);
   multiply(args.head, part_of(args.vocab, thread, threads), prepare(args.head, own.x, hidden, kept, own), args.logits,
            args.vocab, false);

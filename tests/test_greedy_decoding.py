@@ -65,7 +65,9 @@ def compared(short, usual) -> None:
     for name in FIELDS:
         here, there = short.route_trace[name], usual.route_trace[name]
         assert here.dtype == there.dtype and here.shape == there.shape, name
-        torch.testing.assert_close(here, there, atol=2e-6, rtol=2e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            here, there, atol=2e-6, rtol=2e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
     here, there = short.past_key_values, usual.past_key_values
     assert torch.equal(here.decoder_ids, there.decoder_ids) and torch.equal(here.ends_at, there.ends_at)
     for name in ("conv_states", "recurrent_states"):

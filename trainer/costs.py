@@ -51,7 +51,7 @@ def measure_costs(
 
     def encode() -> None:
         state.encoded[:] = False
-        state.encode(model.et5, row)
+        state.encode(model.et5, row, model.et5_encoder)
 
     def decode(positions: int) -> None:
         state.reached[:] = target_length

@@ -118,7 +118,7 @@ class MambaFormerCache:
         self.passes, self.tokens, self.encodings = (
             torch.zeros(groups, dtype=torch.long, device=device) for _ in range(3)
         )
-        self.steps: list[dict[str, torch.Tensor]] = []  # one generated position each, rows as they stood then
+        self.steps: list[dict[str, torch.Tensor]] = []  # (B, n) each, of generated positions, rows as they stood then
 
     @property
     def row_source(self) -> torch.Tensor:
@@ -184,8 +184,9 @@ class MambaFormerCache:
         Args:
             new_tokens: generated positions. beam_indices: `(answers, new_tokens)`, as beam search returns them.
         """
-        steps = self.steps[:new_tokens]
-        columns = {name: torch.stack([step[name] for step in steps], dim=1) for name in self.STEP_FIELDS}
+        columns = {
+            name: torch.cat([step[name] for step in self.steps], dim=1)[:, :new_tokens] for name in self.STEP_FIELDS
+        }
         if beam_indices is None:
             groups = self.row_group
         else:

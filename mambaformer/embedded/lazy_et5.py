@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+from .et5_encoder import ET5Encoder
 from .et5_pass import MOST_TOKENS, ET5Decoder, PackedET5, head_scale, run_pass
 from .sources import Sources
 
@@ -58,16 +59,23 @@ class LazyET5State:
         self.encoder_states = states
         self.encoded[:] = True
 
-    def encode(self, et5: PreTrainedModel, wanted: torch.Tensor) -> torch.Tensor:
-        """Run the encoder for those of the sources `wanted` that it has not read; returns which, `(n,)` long."""
+    def encode(self, et5: PreTrainedModel, wanted: torch.Tensor, encoder: ET5Encoder | None = None) -> torch.Tensor:
+        """
+        Run the encoder for those of the sources `wanted` that it has not read; returns which, `(n,)` long.
+
+        Args:
+            encoder: runs it in compiled code where it can; `None` runs the modules.
+        """
         missing = wanted[~self.encoded[wanted]]
         if missing.numel() == 0:
             return missing
         mask = self.sources.attention_mask[missing]  # (n, S)
         columns = mask.any(0).nonzero().flatten()
         low, high = int(columns[0]), int(columns[-1]) + 1  # what only other rows pad is not read
-        ids = self.sources.input_ids[missing, low:high]
-        states = et5.encoder(input_ids=ids, attention_mask=mask[:, low:high])[0]  # (n, high - low, D)
+        ids, mask = self.sources.input_ids[missing, low:high], mask[:, low:high]
+        states = None if encoder is None else encoder.encode(et5, ids, mask)  # (n, high - low, D)
+        if states is None:
+            states = et5.encoder(input_ids=ids, attention_mask=mask)[0]
         if self.encoder_states is None:
             shape = (*self.sources.input_ids.shape, states.shape[-1])
             self.encoder_states = states.new_zeros(shape)  # (B0, S, D)
