@@ -12,13 +12,14 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..configuration.configuration_mambaformer import MambaFormerConfig
+from ..modeling_mambaformer.cache_mambaformer import RoutingRequest
 from ..modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
 from ..modeling_mambaformer.quantized_modules import RoundedLinear
 from .latency_contestants import SHARE, routed_positions
@@ -55,6 +56,16 @@ class PartClock:
         return call
 
 
+@dataclass
+class ScheduledRequest(RoutingRequest):
+    """A request whose threshold sends the tokens after `positions` to ET5, and no others."""
+
+    positions: frozenset[int] = frozenset()
+
+    def threshold_at(self, position: int) -> float:
+        return ALWAYS if position in self.positions else NEVER
+
+
 class ScheduledMambaFormer(MambaFormerForConditionalGeneration):
     """A MambaFormer whose gate is open for the first `open_rows` sources, and which routes `positions` to ET5."""
 
@@ -67,13 +78,13 @@ class ScheduledMambaFormer(MambaFormerForConditionalGeneration):
         wanted = torch.arange(len(computed), device=computed.device) < self.open_rows  # (B,)
         return torch.where(wanted, computed.abs() + 1, -computed.abs() - 1)
 
-    def _incremental(self, cache, ids, states, keep):
-        threshold = ALWAYS if cache.get_seq_length() in self.positions else NEVER
-        cache.request = replace(cache.request, threshold=threshold)
-        if self.clocks and cache.get_seq_length() == 0:
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *rest):
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest)
+        cache = model_kwargs["past_key_values"]
+        cache.request = ScheduledRequest(**vars(cache.request), positions=self.positions)
+        if self.clocks:
             cache.et5.encode = self.clocks["encoder_seconds"].timed(cache.et5.encode)
             cache.et5.decode = self.clocks["pass_seconds"].timed(cache.et5.decode)
-        return super()._incremental(cache, ids, states, keep)
 
 
 class OurMambaFormer(TorchEngine):

@@ -24,7 +24,7 @@ from transformers import (
 from mambaformer import MambaFormerConfig, MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
 from mambaformer.dental_qa import load_dental_qa
 from mambaformer.modeling_mambaformer import emamba_decoder, module_snapshot, packed_weights
-from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
+from mambaformer.modeling_mambaformer.emamba_decoder import BoundStep, EMambaDecoder
 from mambaformer.modeling_mambaformer.emamba_stream import head_logits, read_on, read_source
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
 from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY, quantize_rows
@@ -59,10 +59,8 @@ def composed(et5_folder, emamba_folder):
 @pytest.fixture
 def steps(monkeypatch) -> list[int]:
     """The batch sizes of the compiled steps that were run."""
-    sizes, run = [], emamba_decoder.run_step
-    monkeypatch.setattr(
-        emamba_decoder, "run_step", lambda packed, ids, *states: sizes.append(len(ids)) or run(packed, ids, *states)
-    )
+    sizes, run = [], BoundStep.run
+    monkeypatch.setattr(BoundStep, "run", lambda step, *log: sizes.append(len(step.ids)) or run(step, *log))
     return sizes
 
 

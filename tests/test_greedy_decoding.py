@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from mixed_routing import mixed_model, random_targets
@@ -192,6 +194,19 @@ def test_who_listens_to_the_model_hears_every_call(model, loops):
     finally:
         handle.remove()
     assert loops["short"] == 0 and calls
+
+
+def test_a_subclass_is_asked_for_every_token(model, loops):
+    class Own(type(model)):
+        def _incremental(self, *args):
+            positions.append(args[1].shape[1])
+            return super()._incremental(*args)
+
+    positions, own = [], copy.copy(model)
+    own.__class__ = Own
+    answer = own.generate(**random_batch(LENGTHS[:1]), max_new_tokens=6, do_sample=False)
+    assert loops["short"] == 0 and len(positions) == answer.shape[1] - 1
+    assert torch.equal(answer, model.generate(**random_batch(LENGTHS[:1]), max_new_tokens=6, do_sample=False))
 
 
 def test_weights_changed_between_answers_are_read(et5_folder, emamba_folder, loops):

@@ -28,7 +28,7 @@ from transformers import (
 from mambaformer import MambaFormerForConditionalGeneration, MambaFormerQuantizationConfig
 from mambaformer.cli import main
 from mambaformer.modeling_mambaformer import emamba_decoder
-from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
+from mambaformer.modeling_mambaformer.emamba_decoder import BoundStep, EMambaDecoder
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
 from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from mambaformer.modeling_mambaformer.quantized_modules import RoundedLinear, is_rounded, restore_emamba, round_emamba
@@ -282,8 +282,8 @@ def test_scales_keep_their_precision_in_any_dtype(rounded, source, tmp_path, dty
 def test_generate_runs_the_compiled_step_on_the_tensors_themselves(rounded, tmp_path, monkeypatch):
     rounded.save_pretrained(tmp_path)
     model = MambaFormerForConditionalGeneration.from_pretrained(tmp_path)
-    sizes, run = [], emamba_decoder.run_step
-    monkeypatch.setattr(emamba_decoder, "run_step", lambda p, ids, *s: sizes.append(len(ids)) or run(p, ids, *s))
+    sizes, run = [], BoundStep.run
+    monkeypatch.setattr(BoundStep, "run", lambda step, *log: sizes.append(len(step.ids)) or run(step, *log))
     batch = random_batch([7, 3, 11, 5], seed=4)
     assert model.generate(**batch, **BATCH).shape == (4, 7) and sizes == [4] * 6
     for choice in ("bfloat16", "int8"):  # no other copy is made of what is rounded
