@@ -22,12 +22,12 @@ ISA_INLINE const T* before(const T* states, const T* log, int64_t b, int64_t len
   return b % length ? log + (b - 1) * size : states + b / length * size;
 }
 
-// x enters the window and becomes the activated convolution, in place.
-template <class T>
-ISA_INLINE void convolve(const RunArgs& run, const Layer& layer, const void* windows, void* log, const Range& own,
-                         float* xz) {
+// x enters the window and becomes the activated convolution, in place. The kernel has KNOWN weights, or if 0 any number.
+template <class T, int KNOWN>
+ISA_INLINE void convolve_windows(const RunArgs& run, const Layer& layer, const void* windows, void* log,
+                                 const Range& own, float* xz) {
   const StepArgs& args = run.step;
-  const int64_t K = args.kernel, size = args.dim * K;
+  const int64_t K = KNOWN ? KNOWN : args.kernel, size = args.dim * K;
   for (int64_t b = 0; b < args.batch; ++b) {
     float* x = xz + b * 2 * args.dim;
     T* window = static_cast<T*>(log) + b * size + own.first * K;
@@ -35,7 +35,7 @@ ISA_INLINE void convolve(const RunArgs& run, const Layer& layer, const void* win
     for (int64_t c = own.first; c < own.last; ++c, window += K, old += K) {
       const float* weight = layer.conv_weight + c * K;
       float sum = layer.conv_bias ? layer.conv_bias[c] : 0.0f;
-      for (int64_t k = 0; k + 1 < K; ++k) window[k] = old[k + 1];
+      for (int64_t k = 0; k + 1 < K; ++k) window[k] = old[k + 1];  // they may be the same memory
       from_float(x[c], window + K - 1);
       for (int64_t k = 0; k < K; ++k) sum += as_float(window[k]) * weight[k];
       x[c] = sum;
@@ -45,6 +45,15 @@ ISA_INLINE void convolve(const RunArgs& run, const Layer& layer, const void* win
       store_part(x + c, v * sigmoid(v), own.last - c);
     }
   }
+}
+
+template <class T>
+ISA_INLINE void convolve(const RunArgs& run, const Layer& layer, const void* windows, void* log, const Range& own,
+                         float* xz) {
+  if (run.step.kernel == 4)  // as in all published models
+    convolve_windows<T, 4>(run, layer, windows, log, own, xz);
+  else
+    convolve_windows<T, 0>(run, layer, windows, log, own, xz);
 }
 
 // h = exp(d A) h + d u B of ROWS channels or fewer; `sums` receives C h of each. B and C are (state), and N of their
