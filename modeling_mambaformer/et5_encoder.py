@@ -25,10 +25,11 @@ class PackedEncoder(PackedStack):
         self.checked = self.sample()
 
 
-class ET5Encoder(CompiledStack):
+class ET5Encoder(CompiledStack[PackedEncoder]):
     """Runs ET5's encoder through the compiled pass; see `CompiledStack`."""
 
-    WHAT, PACKED = "ET5's compiled encoder", PackedEncoder
+    WHAT = "ET5's compiled encoder"
+    pack = staticmethod(PackedEncoder)
 
     @staticmethod
     def modules(et5: nn.Module) -> tuple[nn.Module, ...]:

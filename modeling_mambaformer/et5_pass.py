@@ -9,6 +9,7 @@ not apply it returns `None`, and the modules are run.
 from __future__ import annotations
 
 import ctypes
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,8 @@ class PackedStack(Packing):
         et5: whose modules the caller has found to be the plain ones, float32 on the CPU. stack: one of its two.
         weight_format: one of `ET5_FORMATS`; `int8` holds rounded copies of the stack's matrices beside the model.
     """
+
+    checked: Tensor
 
     def __init__(self, et5: nn.Module, stack: nn.Module, weight_format: str):
         super().__init__(weight_format)
@@ -152,7 +155,10 @@ def obstacle(et5: nn.Module, snapshot: Snapshot, weight_format: str) -> str | No
     return None
 
 
-class CompiledStack:
+Packed = TypeVar("Packed", bound=PackedStack)
+
+
+class CompiledStack(Generic[Packed]):
     """
     Packs a part of ET5 for the compiled pass: when first needed, and again when PyTorch tells that its weights or
     modules have changed. A copy starts without packed weights.
@@ -165,13 +171,12 @@ class CompiledStack:
     """
 
     WHAT: str
-    PACKED: type[PackedStack]
 
     def __init__(self, weight_format: str = "float32"):
         if weight_format not in (OFF, *ET5_FORMATS):
             raise ValueError(f"weight_format is {weight_format!r}: choose one of {[OFF, *ET5_FORMATS]}.")
         self.weight_format = weight_format
-        self._ready: tuple[Snapshot, PackedStack | None] | None = None
+        self._ready: tuple[Snapshot, Packed | None] | None = None
 
     def __getstate__(self) -> dict:
         return {"weight_format": self.weight_format, "_ready": None}  # addresses mean nothing elsewhere
@@ -181,7 +186,12 @@ class CompiledStack:
         """What is packed."""
         raise NotImplementedError
 
-    def packed(self, et5: nn.Module, check: bool) -> PackedStack | None:
+    @staticmethod
+    def pack(et5: nn.Module, weight_format: str) -> Packed:
+        """Pack it."""
+        raise NotImplementedError
+
+    def packed(self, et5: nn.Module, check: bool) -> Packed | None:
         """
         The packed weights of `et5`, or `None` where its modules have to be run, which is logged once.
 
@@ -198,17 +208,18 @@ class CompiledStack:
         snapshot, packed = Snapshot(*modules), None
         reason = obstacle(et5, snapshot, self.weight_format)
         if reason is None:
-            packed = self.PACKED(et5, self.weight_format)
+            packed = self.pack(et5, self.weight_format)
         else:
             report(self.WHAT, reason, "info" if self.weight_format == "float32" else "warning")
         self._ready = (snapshot, packed)
         return packed
 
 
-class ET5Decoder(CompiledStack):
+class ET5Decoder(CompiledStack[PackedET5]):
     """Runs ET5's decoder through the compiled pass; see `CompiledStack`."""
 
-    WHAT, PACKED = "ET5's compiled decoder pass", PackedET5
+    WHAT = "ET5's compiled decoder pass"
+    pack = staticmethod(PackedET5)
 
     @staticmethod
     def modules(et5: nn.Module) -> tuple[nn.Module, ...]:

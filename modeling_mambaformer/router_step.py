@@ -123,14 +123,18 @@ def bind_router(
     scalars: tuple[Tensor, Tensor],
     allowed: Tensor,
     ended: Tensor,
-    *limits: float | int | None,
+    threshold: float,
+    cap: int | None,
+    first_new: int,
 ) -> RouterStep | None:
     """The step that `router_step` runs, not run yet; arguments and `None` as there."""
     inputs = (ids, hidden, logits, state.embedding_sum, *scalars, allowed, ended)
     weights = plain_weights(router) if may_run(router, inputs) else None
     if weights is None:
         return None
-    return RouterStep(router, weights, embeddings, ids, hidden, logits, state, scalars, allowed, ended, *limits)
+    return RouterStep(
+        router, weights, embeddings, ids, hidden, logits, state, scalars, allowed, ended, threshold, cap, first_new
+    )
 
 
 def router_step(
@@ -164,8 +168,9 @@ def router_step(
         IndexError: for an id outside the vocabulary.
         MemoryError: where the workspace finds no memory.
     """
-    limits = (threshold, cap, first_new)
-    step = bind_router(router, embeddings, ids, hidden, logits, state, scalars, allowed, ended, *limits)
+    step = bind_router(
+        router, embeddings, ids, hidden, logits, state, scalars, allowed, ended, threshold, cap, first_new
+    )
     if step is not None:
         step.run()
     return step

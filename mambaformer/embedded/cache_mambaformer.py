@@ -71,6 +71,10 @@ class RoutingRequest:
             cap = int(budget * max_new_tokens + 1e-9)
         return cls(routing, threshold, config.gate_threshold, cap, first_new)
 
+    def threshold_at(self, position: int) -> float:
+        """The margin above which the token after decoder position `position` is routed."""
+        return self.threshold
+
     def allows(self, gate_logit: torch.Tensor) -> torch.Tensor:
         """Which rows may ask ET5 at all, `(B,)` bool, by the sequence gate's logits `(B,)`."""
         if self.gate_threshold is None:

@@ -25,10 +25,11 @@ class PackedEncoder(PackedStack):
         self.checked = self.sample()
 
 
-class ET5Encoder(CompiledStack):
+class ET5Encoder(CompiledStack[PackedEncoder]):
     """Runs ET5's encoder through the compiled pass; see `CompiledStack`."""
 
-    WHAT, PACKED = "ET5's compiled encoder", PackedEncoder
+    WHAT = "ET5's compiled encoder"
+    pack = staticmethod(PackedEncoder)
 
     @staticmethod
     def modules(et5: nn.Module) -> tuple[nn.Module, ...]:
@@ -56,7 +57,9 @@ def run_encoder(packed: PackedStack, ids: Tensor, mask: Tensor) -> Tensor:
     """Run the packed encoder; as `ET5Encoder.encode`."""
     (count, length), args = ids.shape, packed.args
     rows = torch.arange(count)
-    room = torch.empty(2, count, args.heads, length, args.width)  # keys and values of the layer at work
+    room = torch.empty(
+        2, count, args.heads, length, args.width, dtype=torch.float32
+    )  # keys and values of the layer at work
     layers = (Et5Layer * len(packed.layers)).from_buffer_copy(packed.layers)
     for layer in layers:
         layer.keys, layer.values = room[0].data_ptr(), room[1].data_ptr()

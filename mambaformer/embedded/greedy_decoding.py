@@ -10,6 +10,8 @@ apply, the model's `forward` is called as ever.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -35,7 +37,9 @@ def is_plain_greedy(
 ) -> bool:
     """Whether a request asks for nothing but the likeliest tokens up to an end token or a length, on a CPU."""
     outputs = (config.output_scores, config.output_logits, config.output_attentions, config.output_hidden_states)
-    watched = model._forward_hooks or model._forward_pre_hooks or "forward" in model.__dict__
+    watched = (
+        model._forward_hooks or model._forward_pre_hooks or not all(map(is_ours, (model.forward, model._incremental)))
+    )
     return (
         not (config.do_sample or processors or synced_gpus or any(outputs) or watched)
         and all(type(rule) in (MaxLengthCriteria, EosTokenCriteria) for rule in criteria)
@@ -45,6 +49,11 @@ def is_plain_greedy(
         and model._compiled_call_impl is None
         and is_plain_call(model)
     )
+
+
+def is_ours(method: Callable) -> bool:
+    """Whether this package defines what a model does there, and neither a subclass nor somebody who replaced it."""
+    return getattr(method, "__module__", "").rpartition(".")[0] == __name__.rpartition(".")[0]
 
 
 def decode_greedily(
@@ -184,6 +193,7 @@ class CompiledSteps:
             self._note_emamba()
             return step.logits[:, 0]
         router.embedded.copy_(self.embeddings(step.ids))
+        router.args.threshold = cache.request.threshold_at(router.state.position)
         router.run()
         self.levels.append(router.levels.clone())
         self.choices.append(router.choices.clone())

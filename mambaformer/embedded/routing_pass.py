@@ -78,7 +78,7 @@ def choose(
 
     allowed = request.allows(gate_logit)  # (B,)
     soft = request.routing == "soft"
-    limits = (request.threshold, None if soft else request.cap, request.first_new)
+    limits = (request.threshold_at(state.position), None if soft else request.cap, request.first_new)
     if teacher is None:
         embeddings = model.emamba.get_input_embeddings()
         step = router_step(model.router, embeddings, ids, hidden, logits, state, scalars, allowed, ended, *limits)
