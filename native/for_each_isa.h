@@ -4,7 +4,7 @@
 // one library serves processors with and without AVX2. CHOOSE_ISA picks at run time. Whoever defines ISA_WITH_AVX512
 // gets a third version, with AVX-512 and its int8 products, and defines `has_avx512`.
 
-#define ISA_INLINE ISA_TARGET [[maybe_unused]] static inline __attribute__((always_inline))
+#define ISA_INLINE [[maybe_unused]] ISA_TARGET static inline __attribute__((always_inline))
 
 #define ISA_NAMESPACE portable
 #define ISA_TARGET

@@ -262,7 +262,7 @@ ISA_INLINE void multiply_nibbles(const Matrix& matrix, int64_t first, int64_t ro
 }
 
 // The rows `range` of matrix * x + bias, into or onto `to` (batch, to_row).
-ISA_TARGET [[maybe_unused]] static void multiply(const Matrix& matrix, const Range& range, const Input& in, float* to,
+[[maybe_unused]] ISA_TARGET static void multiply(const Matrix& matrix, const Range& range, const Input& in, float* to,
                                                  int64_t to_row, bool add) {
   for (int64_t r = range.first; r < range.last; r += ROWS) {
     const int64_t rows = range.last - r < ROWS ? range.last - r : ROWS;

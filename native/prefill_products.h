@@ -220,7 +220,7 @@ ISA_INLINE void store_panel(const Matrix& matrix, int64_t r, int64_t rows, const
 }
 
 // The rows `range` of matrix * tokens + bias, into or onto `to` (tokens, to_row).
-ISA_TARGET [[maybe_unused]] static void multiply_tokens(const Matrix& matrix, const Range& range, const Tokens& in,
+[[maybe_unused]] ISA_TARGET static void multiply_tokens(const Matrix& matrix, const Range& range, const Tokens& in,
                                                         float* to, int64_t to_row, bool add, const Desk& desk) {
   const int64_t columns = matrix.columns, groups = (columns + GROUP - 1) / GROUP;
   for (int64_t r = range.first; r < range.last; r += PANEL) {

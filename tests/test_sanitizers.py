@@ -16,13 +16,17 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno
 RUNTIMES = {"g++": ["libasan.so"], "clang++": ["libclang_rt.asan-x86_64.so", "libclang_rt.asan.so"]}
 TESTS = ["test_native_edges.py", "test_causal_conv.py", "test_selective_scan.py", "test_emamba_decoder.py"]
 TESTS += ["test_quantized_checkpoint.py", "test_native_linear.py"]
-TESTS += ["test_look_ahead.py", "test_emamba_prefill.py"]
+TESTS += ["test_look_ahead.py", "test_emamba_prefill.py", "test_et5_pass.py", "test_et5_encoder.py"]
+TESTS += ["test_router_step.py"]
 WITHIN = (
     "(test_look_ahead and its_steps) or "
     "(test_native_linear and not steps_aside) or test_native_edges or test_causal_conv "
     "or (native and (left_out or two_halves or layout or extreme or 31-3-7)) "
     "or (test_emamba_decoder and (odd_sizes or depends_neither or bad_id or not_finite)) "
     "or (test_emamba_prefill and (odd_sizes or depends_neither or one_layer or checked or nothing or not_finite)) "
+    "or (test_et5_pass and (depends_neither or far_distances or bad_ids)) "
+    "or (test_et5_encoder and (depends_neither or rounded_weights or mt5)) "
+    "or (test_router_step and (stay_as_they_are or past-9)) "
     "or (test_quantized_checkpoint and (rounded_modules_say or depends_neither or not_finite))"
 )
 BEYOND = """
