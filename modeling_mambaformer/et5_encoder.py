@@ -38,7 +38,7 @@ class ET5Encoder(CompiledStack[PackedEncoder]):
 
     def encode(self, et5: nn.Module, ids: Tensor, mask: Tensor) -> Tensor | None:
         """
-        Read sources `ids` `(n, S)` long, `mask` `(n, S)` being zero on padding.
+        Read sources `ids` `(n, S)` of whole numbers, `mask` `(n, S)` being zero on padding.
 
         Returns:
             states `(n, S, D)` in float32, of no meaning on padding; `None` where the modules have to be run.
@@ -50,7 +50,7 @@ class ET5Encoder(CompiledStack[PackedEncoder]):
         if not 0 < ids.numel() <= MOST_TOKENS or not ids.is_cpu:
             return None
         packed = self.packed(et5, check=True)
-        return None if packed is None else run_encoder(packed, ids, mask)
+        return None if packed is None else run_encoder(packed, ids.long(), mask)
 
 
 def run_encoder(packed: PackedStack, ids: Tensor, mask: Tensor) -> Tensor:
