@@ -50,7 +50,8 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
         routing (`str`): the default of a call's `routing`: `auto`, `et5`, `emamba` or `soft`.
         emamba_decode (`str`): weights of EMamba's compiled code on a CPU: `float32` (the exact values), `bfloat16` or
             `int8` (a rounded copy, faster), or `off`.
-        et5_decode (`str`): the same of the compiled pass of ET5's decoder: `float32`, `int8` or `off`.
+        et5_decode (`str`): the same of the compiled pass of ET5's decoder: `float32`, `int8` or `off`, which
+            keeps its encoder to the modules too.
         cost_table (`dict[str, float]`, *optional*): measured milliseconds of one ET5 decoder pass (`pass`), one
             caught-up token (`token`), one encoder run (`encoder`) and one EMamba step (`emamba`).
 

@@ -57,9 +57,7 @@ def run_encoder(packed: PackedStack, ids: Tensor, mask: Tensor) -> Tensor:
     """Run the packed encoder; as `ET5Encoder.encode`."""
     (count, length), args = ids.shape, packed.args
     rows = torch.arange(count)
-    room = torch.empty(
-        2, count, args.heads, length, args.width, dtype=torch.float32
-    )  # keys and values of the layer at work
+    room = torch.empty(2, count, args.heads, length, args.width, dtype=torch.float32)  # a layer's keys and values
     layers = (Et5Layer * len(packed.layers)).from_buffer_copy(packed.layers)
     for layer in layers:
         layer.keys, layer.values = room[0].data_ptr(), room[1].data_ptr()

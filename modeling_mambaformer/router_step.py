@@ -40,7 +40,10 @@ class RouterStep:
     T positions of B rows, and the memory of the call that chooses there: it may be run again, on the positions that
     follow, once `ids`, `hidden`, `logits`, `ended` and `embedded` hold what belongs to them.
 
-    Args: as `router_step`, and `weights` of `plain_weights`.
+    Args:
+        tensors: the router's weights and the call's inputs by the names of `RouterArgs`, contiguous.
+        state: the router's before these positions, which stays as it is. threshold, cap, first_new: as in
+            `TokenRouter.choose`.
 
     Attributes:
         expert, gap: `(B, T)` long, as in `RouteTrace`. margin: `(B, T)` float32, NaN after the end of an answer.
@@ -53,57 +56,42 @@ class RouterStep:
     def __init__(
         self,
         router: TokenRouter,
-        weights: dict[str, Tensor],
-        embeddings: nn.Module,
-        ids: Tensor,
-        hidden: Tensor,
-        logits: Tensor,
+        tensors: dict[str, Tensor],
         state: RouterState,
-        scalars: tuple[Tensor, Tensor],
-        allowed: Tensor,
-        ended: Tensor,
         threshold: float,
         cap: int | None,
         first_new: int,
     ):
-        batch, self.count = ids.shape
+        self.ids, self.embedded = tensors["ids"], tensors["embeddings"]
+        batch, self.count = self.ids.shape
         names = ("previous", "since", "spent", "domain_sum", "embedding_sum", "seen")
         updated = {name: getattr(state, name).clone() for name in names}
         self.state = RouterState(**updated, position=state.position)
         self.levels = torch.empty(2, batch, self.count, dtype=torch.float32)
         self.choices = torch.empty(2, batch, self.count, dtype=torch.long)
         (self.margin, self.log_top), (self.expert, self.gap) = self.levels, self.choices
-        self.embedded = embeddings(ids).float().contiguous()  # (B, T, D)
-        self.ids = ids.contiguous()
-        self.tensors = {
-            **weights,
-            **updated,
-            "ids": self.ids,
-            "embeddings": self.embedded,
-            "states": hidden.float().contiguous(),
-            "logits": logits.float().contiguous(),
-            "source_length": scalars[0].float().contiguous(),
-            "source_domain": scalars[1].float().contiguous(),
-            "allowed": allowed.contiguous(),
-            "ended": ended.contiguous(),
-            "margin": self.margin,
-            "log_top": self.log_top,
-            "expert": self.expert,
-            "gap": self.gap,
-        }
+        made = {name: getattr(self, name) for name in ("margin", "log_top", "expert", "gap")}
+        self.tensors = {**tensors, **updated, **made}
         self.groups = (ctypes.c_int64 * len(router.groups))(
             *(GROUP_CODES[FEATURE_GROUPS[name].compute] for name in router.groups)
         )
         addresses = {name: tensor.data_ptr() for name, tensor in self.tensors.items()}
         self.args = args = RouterArgs(**addresses, threshold=threshold, groups=ctypes.addressof(self.groups))
-        args.batch, args.length, args.dim, args.vocab = batch, self.count, hidden.shape[-1], logits.shape[-1]
+        args.batch, args.length = batch, self.count
+        args.dim, args.vocab = tensors["states"].shape[-1], tensors["logits"].shape[-1]
         args.rank, args.width, args.features = router.hidden_proj.out_features, *router.feature_proj.weight.shape
         args.group_count, args.first_new = len(self.groups), first_new
         args.cap, args.max_target_length = -1 if cap is None else cap, router.max_target_length
         args.threads = torch.get_num_threads()
 
     def run(self) -> None:
-        """Choose; raises as `router_step`."""
+        """
+        Choose at all positions, and let `state` be that after them.
+
+        Raises:
+            IndexError: for an id outside the vocabulary.
+            MemoryError: where the workspace finds no memory.
+        """
         self.args.position = self.state.position
         error = DECODE_LIBRARY.mambaformer_router_step(ctypes.byref(self.args))
         if error == 2:
@@ -127,53 +115,35 @@ def bind_router(
     cap: int | None,
     first_new: int,
 ) -> RouterStep | None:
-    """The step that `router_step` runs, not run yet; arguments and `None` as there."""
-    inputs = (ids, hidden, logits, state.embedding_sum, *scalars, allowed, ended)
-    weights = plain_weights(router) if may_run(router, inputs) else None
-    if weights is None:
-        return None
-    return RouterStep(
-        router, weights, embeddings, ids, hidden, logits, state, scalars, allowed, ended, threshold, cap, first_new
-    )
-
-
-def router_step(
-    router: TokenRouter,
-    embeddings: nn.Module,
-    ids: Tensor,
-    hidden: Tensor,
-    logits: Tensor,
-    state: RouterState,
-    scalars: tuple[Tensor, Tensor],
-    allowed: Tensor,
-    ended: Tensor,
-    threshold: float,
-    cap: int | None,
-    first_new: int,
-) -> RouterStep | None:
     """
-    Choose at decoder positions `ids` `(B, T)`, one after another, each seeing the choices before it.
+    Prepare to choose at decoder positions `ids` `(B, T)`, one after another, each seeing the choices before it.
 
     Args:
         embeddings: EMamba's input embeddings. hidden: `(B, T, D)`. logits: `(B, T, V)`, EMamba's.
-        state, scalars: the router's state before these positions, which stays as it is, and the sources' scalars,
-            per row.
+        state, scalars: the router's state before these positions and the sources' scalars, per row.
         allowed: `(B,)` bool, the sequence gate. ended: `(B, T)` bool. threshold, cap, first_new: as in
             `TokenRouter.choose`.
 
     Returns:
-        the choices, or `None`, with nothing done, where PyTorch has to make them.
-
-    Raises:
-        IndexError: for an id outside the vocabulary.
-        MemoryError: where the workspace finds no memory.
+        the step, not run yet, on the memory of those arguments that are float32 and contiguous; `None` where PyTorch
+        has to choose.
     """
-    step = bind_router(
-        router, embeddings, ids, hidden, logits, state, scalars, allowed, ended, threshold, cap, first_new
-    )
-    if step is not None:
-        step.run()
-    return step
+    inputs = (ids, hidden, logits, state.embedding_sum, *scalars, allowed, ended)
+    weights = plain_weights(router) if may_run(router, inputs) else None
+    if weights is None:
+        return None
+    tensors = {
+        **weights,
+        "ids": ids.contiguous(),
+        "embeddings": embeddings(ids).float().contiguous(),  # (B, T, D)
+        "states": hidden.float().contiguous(),
+        "logits": logits.float().contiguous(),
+        "source_length": scalars[0].float().contiguous(),
+        "source_domain": scalars[1].float().contiguous(),
+        "allowed": allowed.contiguous(),
+        "ended": ended.contiguous(),
+    }
+    return RouterStep(router, tensors, state, threshold, cap, first_new)
 
 
 def may_run(router: TokenRouter, inputs: tuple[Tensor, ...]) -> bool:

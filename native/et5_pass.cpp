@@ -25,8 +25,8 @@ enum Activation : int64_t { RELU = 0, GELU = 1, GELU_TANH = 2 };
 
 // The structures are mirrored field by field in modeling_mambaformer/et5_pass.py.
 
-// `gate` has no data where the layer is not gated, nor has `cross_q` in an encoder. keys, values: (all rows, heads,
-// capacity, width), written at the new positions. cross_keys, cross_values: (sources, heads, source_length, width).
+// `gate` has no data where the layer is not gated. keys, values: (all rows, heads, capacity, width), written at the new
+// positions. cross_keys, cross_values: (sources, heads, source_length, width). An encoder has nothing named cross.
 struct Et5Layer {
   const float *norm, *cross_norm, *ff_norm;
   Matrix q, k, v, o, cross_q, cross_o, wi, gate, wo;
@@ -42,7 +42,7 @@ struct Et5Args {
                                         // them; in an encoder (heads, 2 * length - 1), as the middle one would
   const void* embedding;                // (vocab, embedding_row): float32, bfloat16, or INT8 with a scale a row
   const float *embedding_scale, *norm;
-  float* logits;                        // (batch, kept, vocab); without a head (batch, kept, hidden)
+  float* logits;                        // (batch, kept, vocab); of an encoder, which has no head, (batch, kept, hidden)
   Matrix head;
   double epsilon, scale;
   int64_t layer_count, batch, length, start, kept, hidden, heads, width, ff, capacity, source_length, vocab,

@@ -113,7 +113,7 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
     meet();
     multiply(layer.o, outputs, prepare(layer.o, shared.context, inner, tokens, own), shared.residual, hidden, true);
     meet();
-    if (layer.cross_q.data) {
+    if (!args.is_encoder) {
       rms_norm(shared.residual, layer.cross_norm, hidden, tokens, args.epsilon, own.x);
       multiply(layer.cross_q, inners, prepare(layer.cross_q, own.x, hidden, tokens, own), shared.q, inner, false);
       meet();
@@ -140,12 +140,12 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
     meet();
   }
   const int64_t skipped = args.length - args.kept, kept = args.batch * args.kept;
-  float* const last = args.head.data ? own.x : args.logits;
-  if (!args.head.data && thread != 0) return;
+  float* const last = args.is_encoder ? args.logits : own.x;
+  if (args.is_encoder && thread != 0) return;
   for (int64_t b = 0; b < args.batch; ++b)
     rms_norm(shared.residual + (b * args.length + skipped) * hidden, args.norm, hidden, args.kept, args.epsilon,
              last + b * args.kept * hidden);
-  if (!args.head.data) return;
+  if (args.is_encoder) return;
   for (int64_t i = 0; i < kept * hidden; ++i) own.x[i] *= static_cast<float>(args.scale);
   multiply(args.head, part_of(args.vocab, thread, threads), prepare(args.head, own.x, hidden, kept, own), args.logits,
            args.vocab, false);

@@ -16,7 +16,7 @@ from mambaformer.modeling_mambaformer.cache_mambaformer import RoutingRequest
 from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from mambaformer.modeling_mambaformer.router import RouterState
 from mambaformer.modeling_mambaformer.router_features import FEATURE_GROUPS, FeatureGroup, complexity
-from mambaformer.modeling_mambaformer.router_step import router_step
+from mambaformer.modeling_mambaformer.router_step import bind_router
 from mambaformer.modeling_mambaformer.routing_pass import choose
 
 pytestmark = pytest.mark.skipif(DECODE_LIBRARY is None, reason="the compiled library was not built here")
@@ -57,7 +57,7 @@ def decide(model, length: int, cap: int | None = None, first_new: int = 0, scale
 @pytest.fixture
 def by_pytorch(monkeypatch):
     """Switch the compiled step off, from the call on."""
-    return lambda: monkeypatch.setattr(routing_pass, "router_step", lambda *_: None)
+    return lambda: monkeypatch.setattr(routing_pass, "bind_router", lambda *_: None)
 
 
 def compared(here, there) -> None:
@@ -109,9 +109,10 @@ def test_states_given_stay_as_they_are(et5_folder, emamba_folder):
         hidden, logits = torch.randn(ROWS, 2, model.config.emamba.hidden_size), torch.randn(ROWS, 2, VOCAB)
         allowed, ended = torch.ones(ROWS, dtype=torch.bool), torch.zeros(ROWS, 2, dtype=torch.bool)
         embeddings = model.emamba.get_input_embeddings()
-        step = router_step(
+        step = bind_router(
             model.router, embeddings, ids, hidden, logits, state, (rows, rows), allowed, ended, 0.0, None, 0
         )
+        step.run()
     before = random_state(model.config.emamba.hidden_size)
     for field in fields(RouterState):
         kept, made = getattr(state, field.name), getattr(before, field.name)
@@ -163,7 +164,7 @@ def test_an_id_outside_the_vocabulary_is_named(et5_folder, emamba_folder):
     hidden, rows = torch.randn(ROWS, 1, model.config.emamba.hidden_size), torch.zeros(ROWS)
     ended = torch.zeros(ROWS, 1, dtype=torch.bool)
     with torch.no_grad(), pytest.raises(IndexError, match=str(VOCAB + 2)):
-        router_step(
+        bind_router(
             model.router, model.emamba.get_input_embeddings(), ids, hidden, torch.randn(ROWS, 1, VOCAB), state,
             (rows, rows), ended[:, 0], ended, 0.0, None, 0,
-        )  # fmt: skip
+        ).run()  # fmt: skip

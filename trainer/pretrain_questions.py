@@ -9,7 +9,7 @@ wordings that DentalQA keeps for them (the file was written without sight of tho
 is not used) and the combinations of aspects that they ask for.
 
 One wording in `RESERVED_EACH` is reserved: the experts never meet it, so that the router can be distilled and
-calibrated on questions that are as new to them as a user's (`reserved_questions`).
+calibrated on questions that are as new to them as a user's (`router_questions`).
 """
 
 from __future__ import annotations
@@ -202,23 +202,15 @@ def answer_of(concept: Concept, aspects: tuple[str, ...]) -> str:
     return " ".join(fact for aspect in aspects for fact in concept.facts[aspect])
 
 
-def reworded_rows(
-    concepts: list[Concept], trained: Iterable[str], each: int, seed: int, reserved: bool = False
-) -> list[tuple[str, str]]:
+def reworded_rows(concepts: list[Concept], trained: Iterable[str], each: int, seed: int) -> list[tuple[str, str]]:
     """About `each` random questions for every aspect of the concepts in `trained`, with their answers."""
-    maker = QuestionMaker(concepts, trained, seed, reserved)
+    maker = QuestionMaker(concepts, trained, seed)
     return [maker.question(concept) for concept in maker.concepts for _ in range(each * len(concept.aspects))]
 
 
 def reworded_contexts(
-    concepts: list[Concept],
-    trained: Iterable[str],
-    count: int,
-    longest_words: int,
-    seed: int,
-    reserved: bool = False,
-    disguise: float = DISGUISED_SHARE,
+    concepts: list[Concept], trained: Iterable[str], count: int, longest_words: int, seed: int
 ) -> list[tuple[str, str, str]]:
     """`count` random questions with a passage that holds the answer: question, context, answer."""
-    maker = QuestionMaker(concepts, trained, seed, reserved)
-    return [maker.with_context(longest_words, disguise) for _ in range(count)]
+    maker = QuestionMaker(concepts, trained, seed)
+    return [maker.with_context(longest_words, DISGUISED_SHARE) for _ in range(count)]

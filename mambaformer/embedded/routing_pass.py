@@ -18,7 +18,7 @@ from .merger import merge
 from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
 from .router import RouterState, past_of
 from .router_inputs import router_inputs
-from .router_step import router_step
+from .router_step import bind_router
 
 
 @dataclass
@@ -81,8 +81,9 @@ def choose(
     limits = (request.threshold_at(state.position), None if soft else request.cap, request.first_new)
     if teacher is None:
         embeddings = model.emamba.get_input_embeddings()
-        step = router_step(model.router, embeddings, ids, hidden, logits, state, scalars, allowed, ended, *limits)
+        step = bind_router(model.router, embeddings, ids, hidden, logits, state, scalars, allowed, ended, *limits)
         if step is not None:
+            step.run()
             asked = ~ended if soft else step.expert == ET5
             return Choice(step.expert, step.gap, step.margin, asked, logits, step.state, step.log_top)
 
