@@ -28,18 +28,17 @@ struct LinearArgs {
   int64_t tokens, threads;
 };
 
-// What the threads share: a block of tokens, rounded.
+// What the threads share: a block of tokens, rounded. Rows are byte_row apart, or filled(columns) if they are FEW.
 struct LinearStage {
-  int8_t* bytes;   // [FEW][filled(columns)], or
-  int16_t* words;  // [TOKENS][word_row]
+  int8_t* bytes;
   float* scales;
-  int64_t word_row;
+  int64_t byte_row;
 };
 
 // What each thread has for itself.
 struct LinearBench {
   Desk desk;
-  int8_t *bytes, *strip;  // a token; [STRIP][filled(columns)]
+  int8_t* strip;  // [STRIP][filled(columns)]
   int32_t* strip_sums;
 };
 
@@ -47,7 +46,7 @@ bool needs_filling(const Matrix& matrix) { return matrix.format == INT8 && fille
 
 int64_t linear_bench_size(const Matrix& matrix, int64_t block) {
   const int64_t width = filled(matrix.columns);
-  return desk_size(block) + whole_lines(width / 4) + whole_lines(STRIP) +
+  return desk_size(block) + whole_lines(STRIP) +
          (needs_filling(matrix) ? whole_lines(STRIP * width / 4) : 0);
 }
 
@@ -56,7 +55,6 @@ LinearBench make_linear_bench(const Matrix& matrix, int64_t block, float* memory
   const int64_t width = filled(matrix.columns);
   LinearBench bench;
   bench.desk = take_desk(arena, block);
-  bench.bytes = reinterpret_cast<int8_t*>(arena.take(width / 4));
   bench.strip_sums = reinterpret_cast<int32_t*>(arena.take(STRIP));
   bench.strip = needs_filling(matrix) ? reinterpret_cast<int8_t*>(arena.take(STRIP * width / 4)) : nullptr;
   return bench;
@@ -86,14 +84,12 @@ int mambaformer_linear(const LinearArgs* pointer) {
                                        args.tokens * matrix.rows * matrix.columns);
   const int64_t own = linear_bench_size(matrix, block);
   LinearStage stage;
-  stage.word_row = 2 * spread(filled(matrix.columns) / 2);
-  const int64_t words = block * stage.word_row / 2;
-  Buffer workspace(whole_lines(words) + whole_lines(block) + threads * own + LINE);
+  stage.byte_row = 4 * spread(filled(matrix.columns) / 4);
+  const int64_t rounded = block * stage.byte_row / 4;
+  Buffer workspace(whole_lines(rounded) + whole_lines(block) + threads * own + LINE);
   if (!workspace.data) return 1;
   Arena arena(workspace);
-  float* rounded = arena.take(words);
-  stage.bytes = reinterpret_cast<int8_t*>(rounded);
-  stage.words = reinterpret_cast<int16_t*>(rounded);
+  stage.bytes = reinterpret_cast<int8_t*>(arena.take(rounded));
   stage.scales = arena.take(block);
   float* benches = arena.next;
   const auto run = CHOOSE_ISA(run_linear);

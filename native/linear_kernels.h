@@ -36,17 +36,6 @@ ISA_INLINE Matrix take_strip(const Matrix& matrix, int64_t first, int64_t rows, 
   return strip;
 }
 
-// Rounds token `t` of the block: to bytes for a few tokens, to 16-bit numbers of the same values for many.
-ISA_INLINE void round_token(const float* x, int64_t columns, int64_t t, bool few, const LinearStage& stage,
-                            const LinearBench& own) {
-  const int64_t width = filled(columns);
-  int8_t* bytes = few ? stage.bytes + t * width : own.bytes;
-  stage.scales[t] = round_to_bytes(x, columns, width, bytes);
-  if (few) return;
-  int16_t* words = stage.words + t * stage.word_row;
-  for (int64_t i = 0; i < width; ++i) words[i] = bytes[i];
-}
-
 ISA_TARGET static void run_linear(const LinearArgs& args, const LinearStage& stage, const LinearBench& own,
                                   int64_t thread, int64_t threads) {
   const Matrix& matrix = args.matrix;
@@ -56,16 +45,18 @@ ISA_TARGET static void run_linear(const LinearArgs& args, const LinearStage& sta
     const int64_t count = args.tokens - start < TOKENS ? args.tokens - start : TOKENS;
     const bool few = count <= FEW && matrix.format == INT8;  // 4-bit groups: one order of float sums for any number
     const float* x = args.x + start * columns;
-    for (int64_t t = thread; t < count; t += threads) round_token(x + t * columns, columns, t, few, stage, own);
+    const int64_t byte_row = few ? filled(columns) : stage.byte_row;
+    for (int64_t t = thread; t < count; t += threads)
+      stage.scales[t] = round_to_bytes(x + t * columns, columns, filled(columns), stage.bytes + t * byte_row);
     meet();
     for (int64_t r = mine.first; r < mine.last; r += STRIP) {
       const int64_t rows = mine.last - r < STRIP ? mine.last - r : STRIP;
       const Matrix strip = take_strip(matrix, r, rows, own);
       float* y = args.y + start * outputs + r;
       if (few)
-        multiply(strip, {0, rows}, {nullptr, stage.bytes, stage.scales, 0, filled(columns), count}, y, outputs, false);
+        multiply(strip, {0, rows}, {nullptr, stage.bytes, stage.scales, 0, byte_row, count}, y, outputs, false);
       else
-        multiply_tokens(strip, {0, rows}, {nullptr, stage.words, stage.scales, 0, stage.word_row, count}, y, outputs,
+        multiply_tokens(strip, {0, rows}, {nullptr, stage.bytes, stage.scales, 0, byte_row, count}, y, outputs,
                         false, own.desk);
       if (matrix.bias)
         for (int64_t t = 0; t < count; ++t)

@@ -46,16 +46,16 @@ struct TokenBlock {
   int64_t segment_count, count, end_count;
 };
 
-// Floats between neighbouring rows, and from a row's x to its z.
+// Floats between neighbouring rows, and from a row's x to its z; `bytes` are bytes.
 struct Layout {
-  int64_t hidden, xz, z, projected, dim, words;
+  int64_t hidden, xz, z, projected, dim, bytes;
   explicit Layout(const StepArgs& model)
       : hidden(spread(model.hidden)),
         xz(spread(2 * whole_lines(model.dim))),
         z(whole_lines(model.dim)),
         projected(spread(model.rank + 2 * model.state)),
         dim(spread(model.dim)),
-        words(2 * spread(filled(model.hidden > model.dim ? model.hidden : model.dim) / 2)) {}
+        bytes(4 * spread(filled(model.hidden > model.dim ? model.hidden : model.dim) / 4)) {}
 };
 
 // What the threads share. `y` holds step sizes first. `carry` are the last inputs of the convolution where a source goes
@@ -63,7 +63,7 @@ struct Layout {
 struct Stage {
   float *residual, *normed, *xz, *projected, *y, *last, *scales;  // [tokens] rows
   float* carry;                                                   // [layers][kernel][dim]
-  int16_t* words;                                                 // [tokens]
+  int8_t* bytes;                                                  // [tokens]
   TokenBlock block;
 };
 
@@ -71,24 +71,20 @@ struct Stage {
 struct Bench {
   Desk desk;
   float *scan, *conv;
-  int8_t* bytes;
   double* seconds;
 };
 
 int64_t bench_size(const StepArgs& model, int64_t tokens) {
-  const int64_t widest = filled(model.hidden > model.dim ? model.hidden : model.dim);
   return desk_size(tokens) + whole_lines((3 * CHUNK + 2 * model.state) * BLOCK) +
-         whole_lines((3 * model.kernel + 1) * BLOCK) + whole_lines(widest / 4);
+         whole_lines((3 * model.kernel + 1) * BLOCK);
 }
 
 Bench make_bench(const StepArgs& model, int64_t tokens, float* memory, double* seconds) {
   Arena arena(memory);
-  const int64_t widest = filled(model.hidden > model.dim ? model.hidden : model.dim);
   Bench bench;
   bench.desk = take_desk(arena, tokens);
   bench.scan = arena.take((3 * CHUNK + 2 * model.state) * BLOCK);
   bench.conv = arena.take((3 * model.kernel + 1) * BLOCK);
-  bench.bytes = reinterpret_cast<int8_t*>(arena.take(widest / 4));
   bench.seconds = seconds;
   return bench;
 }
@@ -110,6 +106,13 @@ void cut(const PrefillArgs& args, int64_t tokens, int64_t& row, int64_t& at, Tok
       at = 0;
     }
   }
+}
+
+// Tokens of a block, unless asked otherwise: `total` in blocks of nearly equal size, whole tiles, of about TOKENS.
+int64_t even_block(int64_t total) {
+  constexpr int64_t WHOLE = 12;
+  const int64_t blocks = (total + TOKENS / 2) / TOKENS, even = blocks > 1 ? (total + blocks - 1) / blocks : total;
+  return (even + WHOLE - 1) / WHOLE * WHOLE;
 }
 
 // Adds the time of its life to `*seconds`, unless that is null.
@@ -151,13 +154,13 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   }
   if (total == 0) return 0;
 
-  const int64_t wish = args.block > 0 ? args.block : TOKENS, most = wish < MOST_TOKENS ? wish : MOST_TOKENS;
+  const int64_t wish = args.block > 0 ? args.block : even_block(total), most = wish < MOST_TOKENS ? wish : MOST_TOKENS;
   const int64_t tokens = total < most ? total : most, lasts = model.batch < tokens ? model.batch : tokens;
   const int64_t layer = model.dim * (3 * model.hidden + 2 * model.rank + 10 * model.state);
   const int64_t threads = thread_count(args.model.threads, (model.dim + SPAN - 1) / SPAN, tokens * layer);
   const Layout layout(model);
   const int64_t own = bench_size(model, tokens), carry = model.layer_count * model.kernel * model.dim;
-  const int64_t rows = 2 * layout.hidden + layout.xz + layout.projected + layout.dim + layout.words / 2;
+  const int64_t rows = 2 * layout.hidden + layout.xz + layout.projected + layout.dim + layout.bytes / 4;
   const int64_t block_size = whole_lines(tokens * static_cast<int64_t>(sizeof(Segment) / sizeof(float))) +
                              3 * whole_lines(2 * tokens);
   Buffer workspace(tokens * rows + lasts * layout.hidden + whole_lines(tokens) + whole_lines(carry) + block_size +
@@ -170,7 +173,7 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   stage.xz = arena.take(tokens * layout.xz);
   stage.projected = arena.take(tokens * layout.projected);
   stage.y = arena.take(tokens * layout.dim);
-  stage.words = reinterpret_cast<int16_t*>(arena.take(tokens * layout.words / 2));
+  stage.bytes = reinterpret_cast<int8_t*>(arena.take(tokens * layout.bytes / 4));
   stage.last = arena.take(lasts * layout.hidden);
   stage.scales = arena.take(tokens);
   stage.carry = arena.take(carry);

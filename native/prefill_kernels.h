@@ -26,16 +26,12 @@ ISA_INLINE void embed_tokens(const StepArgs& model, const Layout& layout, const 
   }
 }
 
-// Rounds the tokens' rows as the decoding step does, and makes them 16 bits wide, where the matrix is rounded.
+// Rounds the tokens' rows as the decoding step does, where the matrix is rounded.
 ISA_INLINE void round_tokens(const Matrix& matrix, const float* x, int64_t row, const Layout& layout,
-                             const Stage& stage, const Range& tokens, const Bench& own) {
+                             const Stage& stage, const Range& tokens) {
   if (matrix.format != INT8 && matrix.format != INT4) return;
-  const int64_t columns = filled(matrix.columns);
-  for (int64_t t = tokens.first; t < tokens.last; ++t) {
-    stage.scales[t] = round_to_bytes(x + t * row, matrix.columns, columns, own.bytes);
-    int16_t* words = stage.words + t * layout.words;
-    for (int64_t i = 0; i < columns; ++i) words[i] = own.bytes[i];
-  }
+  for (int64_t t = tokens.first; t < tokens.last; ++t)
+    stage.scales[t] = round_to_bytes(x + t * row, matrix.columns, filled(matrix.columns), stage.bytes + t * layout.bytes);
 }
 
 // The rows `rows` of matrix * tokens + bias, into or onto `to`; the tokens have been rounded where that is due.
@@ -43,8 +39,8 @@ ISA_INLINE void multiply_block(const Matrix& matrix, const Range& rows, const fl
                                const Range& tokens, const Layout& layout, const Stage& stage, float* to,
                                int64_t to_row, bool add, const Bench& own) {
   const Stopwatch stopwatch(own.seconds);
-  const Tokens in = {x + tokens.first * x_row, stage.words + tokens.first * layout.words, stage.scales + tokens.first,
-                     x_row, layout.words, tokens.last - tokens.first};
+  const Tokens in = {x + tokens.first * x_row, stage.bytes + tokens.first * layout.bytes, stage.scales + tokens.first,
+                     x_row, layout.bytes, tokens.last - tokens.first};
   multiply_tokens(matrix, rows, in, to + tokens.first * to_row, to_row, add, own.desk);
 }
 
@@ -188,7 +184,7 @@ ISA_INLINE void finish_sources(const StepArgs& model, const Layout& layout, cons
     std::memcpy(residual, stage.residual + block.ends[e] * layout.hidden, sizeof(float) * hidden);
     rms_norm(residual, layer.norm, hidden, 1, model.epsilon, stage.normed + e * layout.hidden);
   }
-  round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, mine, own);
+  round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, mine);
   meet();
   const Range gates = {dim + channels.first, dim + channels.last};
   multiply_block(layer.in_proj, gates, stage.normed, layout.hidden, all, layout, stage, gate - dim, layout.xz, false,
@@ -203,7 +199,7 @@ ISA_INLINE void finish_sources(const StepArgs& model, const Layout& layout, cons
     }
   }
   meet();
-  round_tokens(layer.out_proj, gate, layout.xz, layout, stage, mine, own);
+  round_tokens(layer.out_proj, gate, layout.xz, layout, stage, mine);
   meet();
   multiply_block(layer.out_proj, outputs, gate, layout.xz, all, layout, stage, stage.last, layout.hidden, true, own);
   meet();
@@ -224,7 +220,7 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
     for (int64_t t = mine.first; t < mine.last; ++t)
       rms_norm(stage.residual + t * layout.hidden, layer.norm, hidden, 1, model.epsilon,
                stage.normed + t * layout.hidden);
-    round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, mine, own);
+    round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, mine);
     meet();
     for (int64_t c = channels.first; c < channels.last; c += BLOCK) {
       const int64_t end = c + BLOCK < channels.last ? c + BLOCK : channels.last;
@@ -236,7 +232,7 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
                        stage.xz + layout.z - dim, layout.xz, false, own);
     }
     meet();
-    round_tokens(layer.x_proj, stage.xz, layout.xz, layout, stage, mine, own);
+    round_tokens(layer.x_proj, stage.xz, layout.xz, layout, stage, mine);
     multiply_block(layer.x_proj, {0, projections}, stage.xz, layout.xz, mine, layout, stage, stage.projected,
                    layout.projected, false, own);
     meet();
@@ -248,7 +244,7 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
     }
     meet();
     if (last) break;
-    round_tokens(layer.out_proj, stage.y, layout.dim, layout, stage, mine, own);
+    round_tokens(layer.out_proj, stage.y, layout.dim, layout, stage, mine);
     meet();
     multiply_block(layer.out_proj, outputs, stage.y, layout.dim, all, layout, stage, stage.residual, layout.hidden,
                    true, own);

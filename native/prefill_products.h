@@ -4,20 +4,19 @@
 // instruction set.
 //
 // Some rows of the matrix, as many as two vectors have lanes, are laid side by side, and so each of their columns meets
-// a token's value in one instruction. float32 and bfloat16 are multiplied as float32; int8 and 4-bit weights as pairs of
-// 16-bit numbers, summed in 32 bits, which makes the very sums of the decoding step. A token's result does not depend on
-// its neighbours, nor on the number of threads.
+// a token's value in one instruction. float32 and bfloat16 are multiplied as float32; int8 and 4-bit weights four columns
+// at a time, summed in 32 bits, which makes the very sums of the decoding step. A token's result does not depend on its
+// neighbours, nor on the number of threads.
 
 #include "matrix_products.h"
 
 namespace ISA_NAMESPACE {
 
-typedef int16_t WordVec __attribute__((vector_size(W * 4)));
-
 constexpr int PANEL = 2 * W;             // rows of the matrix, side by side
 constexpr int TILE = W == 16 ? 12 : 6;   // tokens, whose sums with a panel fit into the registers
-constexpr int64_t DEPTH = 256;           // units of 32 bits a row that are laid out at a time: one column, or two
-constexpr int64_t GROUP_UNITS = GROUP / 2;
+constexpr int BYTE_TILE = W == 16 ? 12 : 4;  // the same, rounded to int8
+constexpr int64_t DEPTH = 256;           // units of 32 bits a row that are laid out at a time: one column, or four
+constexpr int64_t GROUP_UNITS = GROUP / 4;
 
 static_assert(PANEL <= WIDEST_PANEL && DEPTH == UNITS && DEPTH % GROUP_UNITS == 0, "the workspace holds a panel");
 
@@ -25,7 +24,7 @@ struct Nibbles {
   uint8_t pair;
 };
 
-// Units `at` to `at + 8` of a row, or one of them: columns of floats, or pairs of 16-bit columns.
+// Units `at` to `at + 8` of a row, or one of them: columns of floats, or four columns of bytes.
 #if ISA_WIDTH >= 8
 ISA_INLINE __m256 eight_units(const float* row, int64_t at) { return _mm256_loadu_ps(row + at); }
 ISA_INLINE __m256 eight_units(const uint16_t* row, int64_t at) {
@@ -33,13 +32,12 @@ ISA_INLINE __m256 eight_units(const uint16_t* row, int64_t at) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 ISA_INLINE __m256 eight_units(const int8_t* row, int64_t at) {
-  return _mm256_castsi256_ps(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * at))));
+  return _mm256_loadu_ps(reinterpret_cast<const float*>(row + 4 * at));
 }
-ISA_INLINE __m256 eight_units(const Nibbles* row, int64_t at) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at / GROUP_UNITS * GROUP_BYTES));
-  const __m128i half = at % GROUP_UNITS ? _mm_srli_epi16(bytes, 4) : bytes;
-  const __m128i whole = _mm_sub_epi8(_mm_and_si128(half, _mm_set1_epi8(15)), _mm_set1_epi8(8));
-  return _mm256_castsi256_ps(_mm256_cvtepi8_epi16(whole));
+ISA_INLINE __m256 eight_units(const Nibbles* row, int64_t at) {  // a group
+  const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at / GROUP_UNITS * GROUP_BYTES));
+  const __m256i halves = _mm256_set_m128i(_mm_srli_epi16(pairs, 4), pairs);
+  return _mm256_castsi256_ps(_mm256_sub_epi8(_mm256_and_si256(halves, _mm256_set1_epi8(15)), _mm256_set1_epi8(8)));
 }
 
 ISA_INLINE void transpose(__m256 (&x)[8]) {
@@ -62,16 +60,14 @@ ISA_INLINE void transpose(__m256 (&x)[8]) {
 
 ISA_INLINE void one_unit(const float* row, int64_t at, float* to) { *to = row[at]; }
 ISA_INLINE void one_unit(const uint16_t* row, int64_t at, float* to) { *to = as_float(row[at]); }
-ISA_INLINE void one_unit(const int8_t* row, int64_t at, float* to) {
-  const int16_t pair[2] = {row[2 * at], row[2 * at + 1]};
-  std::memcpy(to, pair, sizeof pair);
-}
+ISA_INLINE void one_unit(const int8_t* row, int64_t at, float* to) { std::memcpy(to, row + 4 * at, 4); }
 ISA_INLINE void one_unit(const Nibbles* row, int64_t at, float* to) {
-  const Nibbles* bytes = row + at / GROUP_UNITS * GROUP_BYTES + 2 * (at % (GROUP_UNITS / 2));
-  const int shift = at % GROUP_UNITS < GROUP_UNITS / 2 ? 0 : 4;
-  const int16_t pair[2] = {static_cast<int16_t>((bytes[0].pair >> shift & 15) - 8),
-                           static_cast<int16_t>((bytes[1].pair >> shift & 15) - 8)};
-  std::memcpy(to, pair, sizeof pair);
+  const int64_t column = at % GROUP_UNITS * 4;
+  const Nibbles* bytes = row + at / GROUP_UNITS * GROUP_BYTES + column % GROUP_BYTES;
+  const int shift = column < GROUP_BYTES ? 0 : 4;
+  int8_t four[4];
+  for (int i = 0; i < 4; ++i) four[i] = static_cast<int8_t>((bytes[i].pair >> shift & 15) - 8);
+  std::memcpy(to, four, sizeof four);
 }
 
 // Units `first` to `first + depth` of `rows` rows, side by side: panel is [depth][PANEL]. Missing rows repeat the first.
@@ -92,19 +88,26 @@ ISA_INLINE void lay_out(const T* matrix, int64_t row, int64_t rows, int64_t firs
       one_unit(matrix + (r < rows ? r : 0) * row, first + u, panel + u * PANEL + r);
 }
 
-// sum + the products of both halves of each lane of `w` with those of the pair at `x`.
-ISA_INLINE IntVec add_pairs(IntVec sum, const float* w, const int16_t* x) {
-  int32_t pair;
-  std::memcpy(&pair, x, sizeof pair);
+// sum + the products of the four bytes of each lane of `w` with those at `x`, as |w| (x sign(w)): the instructions want
+// one factor without sign. Of both at most 127, two products fit into 16 bits.
+ISA_INLINE IntVec add_fours(IntVec sum, const float* w, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, sizeof four);
 #if ISA_WIDTH == 16
-  return (IntVec)_mm512_dpwssd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(pair));
+  const __m512i weights = _mm512_loadu_si512(w), spread_x = _mm512_set1_epi32(four);
+  const __mmask64 below = _mm512_movepi8_mask(weights);
+  const __m512i turned = _mm512_mask_sub_epi8(spread_x, below, _mm512_setzero_si512(), spread_x);
+  return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_abs_epi8(weights), turned);
 #elif ISA_WIDTH == 8
   const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-  return (IntVec)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(weights, _mm256_set1_epi32(pair)));
+  const __m256i turned = _mm256_sign_epi8(_mm256_set1_epi32(four), weights);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), turned);
+  return (IntVec)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #else
-  int16_t words[2 * W];
-  std::memcpy(words, w, sizeof words);
-  for (int i = 0; i < W; ++i) sum[i] += words[2 * i] * x[0] + words[2 * i + 1] * x[1];
+  int8_t bytes[4 * W];
+  std::memcpy(bytes, w, sizeof bytes);
+  for (int i = 0; i < W; ++i)
+    for (int k = 0; k < 4; ++k) sum[i] += bytes[4 * i + k] * x[k];
   return sum;
 #endif
 }
@@ -126,28 +129,28 @@ ISA_INLINE void float_tile(const float* panel, int64_t depth, const float* x, in
     for (int v = 0; v < 2; ++v) store(sums + b * PANEL + v * W, sum[b][v]);
 }
 
-// The same for pairs of 16-bit numbers: 32-bit sums, kept where floats would be.
+// The same for bytes: 32-bit sums, kept where floats would be.
 template <int N>
-ISA_INLINE void word_tile(const float* panel, int64_t depth, const int16_t* x, int64_t x_row, float* sums) {
+ISA_INLINE void byte_tile(const float* panel, int64_t depth, const int8_t* x, int64_t x_row, float* sums) {
   IntVec sum[N][2];
   for (int b = 0; b < N; ++b)
     for (int v = 0; v < 2; ++v) sum[b][v] = (IntVec)load(sums + b * PANEL + v * W);
-  for (int64_t u = 0; u < depth; ++u, panel += PANEL, x += 2)
+  for (int64_t u = 0; u < depth; ++u, panel += PANEL, x += 4)
     for (int b = 0; b < N; ++b)
-      for (int v = 0; v < 2; ++v) sum[b][v] = add_pairs(sum[b][v], panel + v * W, x + b * x_row);
+      for (int v = 0; v < 2; ++v) sum[b][v] = add_fours(sum[b][v], panel + v * W, x + b * x_row);
   for (int b = 0; b < N; ++b)
     for (int v = 0; v < 2; ++v) store(sums + b * PANEL + v * W, (Vec)sum[b][v]);
 }
 
 // The same where every GROUP columns have scales of their own, [groups][PANEL]: float sums.
 template <int N>
-ISA_INLINE void group_tile(const float* panel, int64_t depth, const float* factors, const int16_t* x, int64_t x_row,
+ISA_INLINE void group_tile(const float* panel, int64_t depth, const float* factors, const int8_t* x, int64_t x_row,
                            float* sums) {
   for (int64_t u = 0; u < depth; u += GROUP_UNITS, factors += PANEL) {
     IntVec sum[N][2] = {};
-    for (int64_t i = 0; i < GROUP_UNITS; ++i, panel += PANEL, x += 2)
+    for (int64_t i = 0; i < GROUP_UNITS; ++i, panel += PANEL, x += 4)
       for (int b = 0; b < N; ++b)
-        for (int v = 0; v < 2; ++v) sum[b][v] = add_pairs(sum[b][v], panel + v * W, x + b * x_row);
+        for (int v = 0; v < 2; ++v) sum[b][v] = add_fours(sum[b][v], panel + v * W, x + b * x_row);
     for (int b = 0; b < N; ++b)
       for (int v = 0; v < 2; ++v) {
         float* at = sums + b * PANEL + v * W;
@@ -156,21 +159,21 @@ ISA_INLINE void group_tile(const float* panel, int64_t depth, const float* facto
   }
 }
 
-// What a matrix is multiplied with: `count` tokens, in 16-bit numbers with a scale each where the matrix is rounded.
+// What a matrix is multiplied with: `count` tokens, in int8 with a scale each where the matrix is rounded.
 struct Tokens {
   const float* x;
-  const int16_t* words;
+  const int8_t* bytes;
   const float* scales;
-  int64_t row, word_row, count;
+  int64_t row, byte_row, count;
 };
 
 template <int64_t Kind, int N>
 ISA_INLINE void add_tile(const Desk& desk, int64_t depth, const Tokens& in, int64_t t, int64_t first) {
   float* sums = desk.sums + t * PANEL;
   if constexpr (Kind == INT8)
-    word_tile<N>(desk.panel, depth, in.words + t * in.word_row + 2 * first, in.word_row, sums);
+    byte_tile<N>(desk.panel, depth, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
   else if constexpr (Kind == INT4)
-    group_tile<N>(desk.panel, depth, desk.factors, in.words + t * in.word_row + 2 * first, in.word_row, sums);
+    group_tile<N>(desk.panel, depth, desk.factors, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
   else
     float_tile<N>(desk.panel, depth, in.x + t * in.row + first, in.row, sums);
 }
@@ -179,6 +182,7 @@ ISA_INLINE void add_tile(const Desk& desk, int64_t depth, const Tokens& in, int6
 template <int64_t Kind, class T>
 ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int64_t r, int64_t rows, const Tokens& in,
                           const Desk& desk) {
+  constexpr int MOST = Kind == INT8 || Kind == INT4 ? BYTE_TILE : TILE;
   std::memset(desk.sums, 0, sizeof(float) * in.count * PANEL);
   for (int64_t first = 0; first < units; first += DEPTH) {
     const int64_t depth = units - first < DEPTH ? units - first : DEPTH;
@@ -191,7 +195,7 @@ ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int6
           desk.factors[g * PANEL + i] = as_float(scale[(i < rows ? i : 0) * groups + g]);
     }
     int64_t t = 0;
-    for (; t + TILE <= in.count; t += TILE) add_tile<Kind, TILE>(desk, depth, in, t, first);
+    for (; t + MOST <= in.count; t += MOST) add_tile<Kind, MOST>(desk, depth, in, t, first);
     for (; t + 4 <= in.count; t += 4) add_tile<Kind, 4>(desk, depth, in, t, first);
     for (; t + 2 <= in.count; t += 2) add_tile<Kind, 2>(desk, depth, in, t, first);
     for (; t < in.count; ++t) add_tile<Kind, 1>(desk, depth, in, t, first);
@@ -226,7 +230,7 @@ ISA_INLINE void store_panel(const Matrix& matrix, int64_t r, int64_t rows, const
   for (int64_t r = range.first; r < range.last; r += PANEL) {
     const int64_t rows = range.last - r < PANEL ? range.last - r : PANEL;
     if (matrix.format == INT8)
-      add_panel<INT8, int8_t>(matrix, filled(columns), filled(columns) / 2, r, rows, in, desk);
+      add_panel<INT8, int8_t>(matrix, filled(columns), filled(columns) / 4, r, rows, in, desk);
     else if (matrix.format == INT4)
       add_panel<INT4, Nibbles>(matrix, groups * GROUP_BYTES, groups * GROUP_UNITS, r, rows, in, desk);
     else if (matrix.format == BFLOAT16)
