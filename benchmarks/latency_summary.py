@@ -126,10 +126,12 @@ def least_times(name: str, length: int, new_tokens: int, summary: Summary, loade
 def target_rows(
     summary: Summary, lengths: list[int], new_tokens: int, loaded: dict, speeds: Figures
 ) -> list[list[object]]:
-    """One row of `TARGET_COLUMNS` a target and length; what was not measured says so."""
+    """One row of `TARGET_COLUMNS` a target and length that were asked for; what failed says so."""
     rows: list[list[object]] = []
     for target in TARGETS:
-        for length in lengths if target.lengths is None else target.lengths:
+        if target.ours not in summary or target.peer not in summary:
+            continue
+        for length in lengths if target.lengths is None else sorted({*target.lengths} & {*lengths}):
             row = [label(target.ours), label(target.peer), PART_NAMES[target.part], length]
             aim = "shown" if target.at_least is None else target.at_least
             ours = summary.get(target.ours, {}).get(length, {}).get(target.part)

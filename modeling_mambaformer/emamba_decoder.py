@@ -126,7 +126,7 @@ class EMambaDecoder:
 
     def bind(self, emamba: nn.Module, cache: DynamicCache, ids: Tensor) -> BoundStep | None:
         """
-        The same step, to be run many times on one buffer `ids` `(B, 1)` long and on `cache`, which nobody else may
+        The same step, to be run many times on one buffer `ids` `(B, T)` long and on `cache`, which nobody else may
         replace meanwhile, nor change the model. `None` where the modules have to be run.
         """
         found = self._memory(emamba, cache, ids)
@@ -190,19 +190,33 @@ class BoundStep:
     """
 
     def __init__(self, packed: PackedWeights, ids: Tensor, windows: list[Tensor], states: list[Tensor]):
-        (batch, length), count = ids.shape, len(windows)
+        batch, length = ids.shape
         self.args = args = type(packed.args).from_buffer_copy(packed.args)
-        self.ids, self.dtype, self.kept = ids, packed.dtype, (packed, windows, states)
+        self.ids, self.dtype, self.packed = ids, packed.dtype, packed
         self.hidden = torch.empty(batch, length, args.hidden, dtype=torch.float32)
         self.logits = torch.empty(batch, length, args.vocab, dtype=torch.float32)
         args.ids, args.hidden_out, args.logits = ids.data_ptr(), self.hidden.data_ptr(), self.logits.data_ptr()
+        args.batch, args.window_format = batch, STORED[windows[0].dtype]
+        self.start_from(windows, states)
+
+    def start_from(self, windows: list[Tensor], states: list[Tensor]) -> None:
+        """Go on from other states, which the caller answers for as at the beginning."""
+        args, count = self.args, len(windows)
         args.windows = (ctypes.c_void_p * count)(*[window.data_ptr() for window in windows])
         args.states = (ctypes.c_void_p * count)(*[state.data_ptr() for state in states])
-        args.batch, args.window_format, args.threads = batch, STORED[windows[0].dtype], packed.threads(batch * length)
+        self.kept = (windows, states)
 
-    def run(self, log: StateLog | None = None) -> None:
-        """Read `ids`; `log` as in `EMambaDecoder.step`, which names the errors too."""
-        args, (batch, length) = self.args, self.ids.shape
+    def keep_embeddings(self) -> Tensor:
+        """From now on, let each run leave the embeddings of `ids`; returns their memory, `(B, T, D)` float32."""
+        self.embedded = torch.zeros_like(self.hidden)
+        self.args.embedded = self.embedded.data_ptr()
+        return self.embedded
+
+    def run(self, log: StateLog | None = None, length: int | None = None) -> None:
+        """Read `ids`, or their first `length`; `log` as in `EMambaDecoder.step`, which names the errors too."""
+        args, batch = self.args, len(self.ids)
+        length = self.ids.shape[1] if length is None else length
+        args.threads = self.packed.threads(batch * length)
         error = log.run(args, length) if log else DECODE_LIBRARY.mambaformer_decode_step(ctypes.byref(args))
         if error == 2:
             raise IndexError(f"a token id is outside [0, {args.vocab}): {self.ids.flatten().tolist()}")

@@ -31,6 +31,7 @@ from .outputs_mambaformer import MambaFormerOutput
 from .quantized_experts import restore_experts, round_experts
 from .quantized_modules import refuse_training
 from .quantizer_mambaformer import quantize_loaded
+from .relative_bias import use_distance_bias
 from .router import SequenceGate, TokenRouter
 from .router_inputs import first_state, source_scalars
 from .routing_pass import ask_et5, choose, merge_experts
@@ -114,6 +115,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         self.router = TokenRouter(config)
         self.gate = SequenceGate(config)
         use_selective_scan(self.emamba)
+        use_distance_bias(self.et5)
         self.emamba_decoder = EMambaDecoder(config.emamba_decode)
         self.et5_encoder, self.et5_decoder = compiled_parts(config.et5_decode)
         self.post_init()

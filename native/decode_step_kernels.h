@@ -129,6 +129,9 @@ ISA_TARGET static void run_layers(const RunArgs& run, const Shared& shared, cons
     embed<int8_t>(args, outputs, shared.residual);
   else
     embed<float>(args, outputs, shared.residual);
+  for (int64_t b = 0; args.embedded && b < batch; ++b)
+    for (int64_t i = outputs.first; i < outputs.last; ++i)
+      args.embedded[b * hidden + i] = shared.residual[b * hidden + i];
   meet();
   for (int64_t l = 0; l < args.layer_count; ++l) {
     const Layer& layer = args.layers[l];

@@ -25,7 +25,7 @@ struct StepArgs {
   const float *embedding_scale, *norm;  // the former (vocab) for INT8, else null
   void* const* windows;
   float* const* states;
-  float *hidden_out, *logits;  // (batch, hidden), (batch, vocab)
+  float *hidden_out, *logits, *embedded;  // (batch, hidden), (batch, vocab) or null, (batch, hidden) or null
   Matrix head;
   double epsilon;
   int64_t layer_count, batch, hidden, dim, state, kernel, rank, vocab, embedding_format, embedding_row, window_format,

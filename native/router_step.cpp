@@ -30,9 +30,9 @@ struct RouterArgs {
   // The router's state, updated: (batch), embedding_sum (batch, dim).
   float *previous, *domain_sum, *embedding_sum;
   int64_t *since, *spent, *seen;
-  // Results, (batch, length). log_top is the log-probability of EMamba's likeliest token.
+  // Results, (batch, length). EMamba's likeliest token is `top`, and its log-probability `log_top`.
   float *margin, *log_top;
-  int64_t *expert, *gap;
+  int64_t *expert, *gap, *top;
   double threshold;
   // `cap`: the most tokens that ET5 may write, below 0 for no limit.
   int64_t batch, length, dim, vocab, rank, width, features, group_count, position, first_new, cap, max_target_length,
@@ -69,6 +69,12 @@ int mambaformer_router_step(const RouterArgs* args) {
     route(*args, b, {at, at + args->dim});
   }
   return 0;
+}
+
+// The likeliest tokens of logits (rows, vocab) and their log-probabilities: (rows) each.
+void mambaformer_likeliest(const float* logits, int64_t rows, int64_t vocab, int64_t* top, float* log_top) {
+  const auto likeliest = CHOOSE_ISA(likeliest_of);
+  for (int64_t b = 0; b < rows; ++b) likeliest(logits + b * vocab, vocab, top + b, log_top + b);
 }
 
 }  // extern "C"

@@ -8,9 +8,19 @@ constexpr int64_t STRETCH = 1024;  // so many terms are summed in float32, and t
 
 struct Distribution {
   float entropy, log_top;  // in nats
+  int64_t top;
 };
 
-// Entropy and the largest log-probability of softmax(logits). NaN where a logit is.
+// The first of the largest logits, or the first that is NaN, as torch.argmax has it.
+ISA_INLINE int64_t index_of(float largest, bool any_nan, const float* logits, int64_t count) {
+  for (int64_t i = 0; any_nan && i < count; ++i)
+    if (logits[i] != logits[i]) return i;
+  for (int64_t i = 0; i < count; ++i)
+    if (logits[i] == largest) return i;
+  return 0;
+}
+
+// Entropy and the largest log-probability of softmax(logits), and whose that is. NaN where a logit is.
 ISA_INLINE Distribution distribution_of(const float* logits, int64_t count) {
   const float lowest = -3.402823466e38f, least = -80.0f;  // exp(-80) * 80 is nothing beside the largest term, 1
   Vec largest = splat(lowest);
@@ -40,7 +50,14 @@ ISA_INLINE Distribution distribution_of(const float* logits, int64_t count) {
     moment += lane_sum(weighted);
   }
   const double log_mass = std::log(mass);
-  return {static_cast<float>(log_mass - moment / mass), static_cast<float>(-log_mass)};
+  return {static_cast<float>(log_mass - moment / mass), static_cast<float>(-log_mass),
+          index_of(top, mass != mass, logits, count)};
+}
+
+ISA_TARGET static void likeliest_of(const float* logits, int64_t count, int64_t* top, float* log_top) {
+  const Distribution said = distribution_of(logits, count);
+  *top = said.top;
+  *log_top = said.log_top;
 }
 
 // One minus the cosine of two vectors, as torch.cosine_similarity has it.
@@ -92,6 +109,7 @@ ISA_TARGET static void route_row(const RouterArgs& args, int64_t b, const RowSpa
     if (position >= args.first_new) spent += routed;
     args.margin[at] = ended ? NAN : margin;
     args.log_top[at] = ended ? NAN : said.log_top;
+    args.top[at] = said.top;
     args.expert[at] = ended ? -1 : routed;
     args.gap[at] = gap;
     for (int64_t i = 0; i < dim; ++i) sum[i] += embedding[i];

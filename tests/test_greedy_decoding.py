@@ -175,7 +175,6 @@ ASKS_MORE = {
     "own criterion": {"stopping_criteria": StoppingCriteriaList([Never()])},
     "beams": {"num_beams": 2},
     "no cache": {"use_cache": False},
-    "look-ahead": {"look_ahead": 4},
 }
 
 

@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from mambaformer.modeling_mambaformer import look_ahead, state_log
 from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
+from mambaformer.modeling_mambaformer.greedy_look_ahead import AheadSteps
 from mambaformer.modeling_mambaformer.look_ahead import LookAheadCounts, continuation
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
 from mambaformer.modeling_mambaformer.state_log import StateLog
@@ -54,7 +55,7 @@ def states(output) -> list[torch.Tensor]:
 def check_same(found, plain) -> LookAheadCounts:
     """To the bit: tokens, logits, choices, margins, costs and states."""
     assert torch.equal(found.sequences, plain.sequences)
-    assert all(torch.equal(x, y) for x, y in zip(found.logits, plain.logits, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(found.logits or (), plain.logits or (), strict=True))
     mine, theirs = found.route_trace, plain.route_trace
     for name in ("expert", "gap", "et5_passes", "et5_tokens", "encoder_calls"):
         assert torch.equal(mine[name], theirs[name]), name
@@ -91,6 +92,45 @@ def test_as_plain_decoding(models, route):
         ended += plain.sequences.shape[1] < 25
     assert total.proposed > total.accepted > 10 and total.passes < total.proposed
     assert (chosen > 0) == (route != "emamba") and (ended > 0) == (route != "no_end")
+
+
+PLAIN_GREEDY = {
+    "router": {},
+    "capped": {"expert_budget": 0.15},
+    "emamba": {"routing": "emamba"},
+    "ends": {"eos_token_id": [1, *range(20, 50)]},
+    "one token": {"max_new_tokens": 1},
+    "prompt": {"decoder_input_ids": torch.tensor([[0, 6, 7, 6]])},
+}
+
+
+@pytest.mark.parametrize("route", PLAIN_GREEDY)
+@pytest.mark.parametrize("weight_format", ["float32", "int8"])
+def test_plain_greedy_answers_take_the_short_loop(models, route, weight_format, monkeypatch):
+    """Which neither asks for logits nor suppresses tokens. What is proposed is right but for some proposals' ends."""
+    loops, advance = [], AheadSteps._advance
+    monkeypatch.setattr(AheadSteps, "_advance", lambda self, seen: loops.append(1) or advance(self, seen))
+    asked = {"max_new_tokens": 40, "eos_token_id": None, "return_dict_in_generate": True} | PLAIN_GREEDY[route]
+    accepted = refused = asked_et5 = 0
+    for seed, model in enumerate(models):
+        model.pack_emamba(weight_format)
+        source = question(seed)
+        plain = model.generate(**source, **asked)
+        answer = plain.sequences[0].tolist()
+
+        def proposal(text: str, width: int, answer=answer, read=source["input_ids"].shape[1]) -> str:
+            at = len(text) - read
+            tokens = answer[at : at + width]
+            return "".join(map(chr, tokens[:-1] + [2] if at % 3 == 0 else tokens))
+
+        monkeypatch.setattr(look_ahead, "continuation", proposal)
+        for width in (1, 5):
+            counts = check_same(model.generate(**source, **asked, look_ahead=width), plain)
+            accepted, refused = accepted + counts.accepted, refused + counts.proposed - counts.accepted
+        asked_et5 += int((plain.route_trace.expert == ET5).sum())
+        model.pack_emamba("float32")
+    assert bool(loops) is (route != "one token") and (min(accepted, refused) > 10 or route in ("one token", "ends"))
+    assert asked_et5 or route in ("emamba", "one token")
 
 
 @pytest.mark.parametrize("opens", [True, False])

@@ -23,6 +23,7 @@ from .configuration_mambaformer import MAMBA_FAMILY, T5_FAMILY, MambaFormerConfi
 from .vocabulary_transfer import plan_transfer, transfer_vocabulary
 from .checkpoint_loading import check_finite, reading_weights
 from .mamba_mixer import use_selective_scan
+from .relative_bias import use_distance_bias
 from .router import SequenceGate, TokenRouter
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
@@ -137,6 +138,7 @@ def assemble(
         model = cls(config)  # no weights yet: the loaded experts take their places
     model.et5, model.emamba = et5, emamba
     use_selective_scan(model.emamba)
+    use_distance_bias(model.et5)
     model.router, model.gate = TokenRouter(config), SequenceGate(config)
     for part in (model.router, model.gate):
         part.apply(model._init_weights).to(dtype)

@@ -20,6 +20,7 @@ from transformers.models.t5 import modeling_t5
 from .module_snapshot import Snapshot, is_plain_call, report
 from .packed_weights import BFLOAT16, DECODE_LIBRARY, FLOAT32, WIDEST_INT8, Matrix, Packing
 from .quantized_modules import ROUNDED, RoundedEmbedding, RoundedLinear
+from .relative_bias import DistanceBiasMT5Attention, DistanceBiasT5Attention
 
 OFF = "off"
 ET5_FORMATS = ("float32", "int8")
@@ -28,6 +29,7 @@ MODELS = (T5ForConditionalGeneration, MT5ForConditionalGeneration)
 PARTS = ["Stack", "Block", "LayerSelfAttention", "LayerCrossAttention", "LayerFF", "Attention", "LayerNorm"]
 PARTS += ["DenseActDense", "DenseGatedActDense"]
 KNOWN = {getattr(modeling_t5, f"T5{part}") for part in PARTS} | {getattr(modeling_mt5, f"MT5{part}") for part in PARTS}
+KNOWN |= {DistanceBiasT5Attention, DistanceBiasMT5Attention}
 KNOWN |= {nn.Linear, nn.Embedding, nn.ModuleList, nn.Dropout, RoundedLinear, RoundedEmbedding}
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2}  # of native/et5_pass.cpp
 MOST_TOKENS = 96  # of all rows of a pass; more of them keep a BLAS busy, whose products are then faster

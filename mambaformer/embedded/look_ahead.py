@@ -123,27 +123,44 @@ class LookAhead:
         if self.ahead is not None and ids.shape[1] == 1 and self.ahead.follows(int(ids)):
             self.counts.accepted += 1
         else:
-            self.reach = self.reach if self.ahead is None else max(FIRST, 2 * self.ahead.taken)
+            if self.ahead is not None:
+                self.note(self.ahead.taken)
             self.ahead = self._look(model, cache, ids) if ids.shape[1] == 1 else None
         return None if self.ahead is None else self.ahead.take(model, cache)
 
-    def _look(self, model: nn.Module, cache: MambaFormerCache, ids: torch.Tensor) -> Ahead | None:
-        """Read the one token `ids` `(1, 1)` and what is proposed to follow it, if anything."""
-        text = continuation(self.text, min(self.width, self.reach, self.limit - cache.get_seq_length() - 2))
-        text = text[: next((i for i, token in enumerate(text) if token in self.ends), None)]
-        if not text or cache.emamba is None:
-            return None
+    def propose(self, read: int) -> str:
+        """What may follow the text, one character a token; `read` decoder tokens came before its last one."""
+        text = continuation(self.text, min(self.width, self.reach, self.limit - read - 2))
+        return text[: next((i for i, token in enumerate(text) if token in self.ends), None)]
+
+    def free_log(self, cache: MambaFormerCache) -> StateLog:
+        """The log in which EMamba's present state does not live."""
         if not self.logs:
             self.logs = [StateLog(cache.emamba, self.width + 1) for _ in range(2)]
+        return self.logs[0]
+
+    def count(self, proposed: int) -> None:
+        """A pass over so many proposed tokens was made, and the state now lives in its log."""
+        self.logs.reverse()
+        self.counts.passes += 1
+        self.counts.proposed += proposed
+
+    def note(self, taken: int) -> None:
+        """Of the last pass, so many tokens were right, the certain one included: what the next may propose."""
+        self.reach = max(FIRST, 2 * taken)
+
+    def _look(self, model: nn.Module, cache: MambaFormerCache, ids: torch.Tensor) -> Ahead | None:
+        """Read the one token `ids` `(1, 1)` and what is proposed to follow it, if anything."""
+        text = self.propose(cache.get_seq_length())
+        if not text or cache.emamba is None:
+            return None
         tokens = torch.cat([ids, ids.new_tensor([list(map(ord, text))])], dim=1)  # (1, 1 + n)
-        log = self.logs[0]
+        log = self.free_log(cache)
         read = model.emamba_decoder.step(model.emamba, cache.emamba, tokens, log)
         if read is None:
             self.turn_off("EMamba's compiled decoding step does not apply to this model or call")
             return None
-        self.logs.reverse()  # the state now lives in this log: the next pass writes the other one
-        self.counts.passes += 1
-        self.counts.proposed += len(text)
+        self.count(len(text))
         hidden, logits = read
         return Ahead(tokens, hidden, logits, log)
 

@@ -20,7 +20,7 @@ from .rounded_weight import RoundedWeight
 from .weight_arena import Arena
 from .weight_rounding import GROUP, quantize_rows
 
-DECODE_ABI = 4
+DECODE_ABI = 5
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # of native/decode_step.cpp
 BYTES = 64  # columns of an int8 matrix are filled up to a multiple of this
 LOG2_E = 1.4426950408889634
@@ -55,7 +55,8 @@ class StepArgs(ctypes.Structure):
     _fields_ += [("embedding_scale", ctypes.c_void_p), ("norm", ctypes.c_void_p)]
     _fields_ += [("windows", ctypes.POINTER(ctypes.c_void_p))]
     _fields_ += [("states", ctypes.POINTER(ctypes.c_void_p)), ("hidden_out", ctypes.c_void_p)]
-    _fields_ += [("logits", ctypes.c_void_p), ("head", Matrix), ("epsilon", ctypes.c_double)]
+    _fields_ += [("logits", ctypes.c_void_p), ("embedded", ctypes.c_void_p)]
+    _fields_ += [("head", Matrix), ("epsilon", ctypes.c_double)]
     _fields_ += [
         (name, ctypes.c_int64)
         for name in (

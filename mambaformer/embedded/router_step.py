@@ -23,7 +23,7 @@ GROUP_CODES: dict[Callable | None, int] = {complexity: 0, length: 1, domain: 2} 
 POINTERS = (
     "ids embeddings states logits source_length source_domain hidden_proj feature_weight feature_bias past_weight "
     "score_weight score_bias domain_weight groups allowed ended previous domain_sum embedding_sum since spent seen "
-    "margin log_top expert gap"
+    "margin log_top expert gap top"
 )
 INTEGERS = "batch length dim vocab rank width features group_count position first_new cap max_target_length threads"
 
@@ -38,7 +38,7 @@ class RouterArgs(ctypes.Structure):
 class RouterStep:
     """
     T positions of B rows, and the memory of the call that chooses there: it may be run again, on the positions that
-    follow, once `ids`, `hidden`, `logits`, `ended` and `embedded` hold what belongs to them.
+    follow, once `ids`, `embeddings`, `states`, `logits` and `ended` hold what belongs to them.
 
     Args:
         tensors: the router's weights and the call's inputs by the names of `RouterArgs`, contiguous.
@@ -49,8 +49,8 @@ class RouterStep:
         expert, gap: `(B, T)` long, as in `RouteTrace`. margin: `(B, T)` float32, NaN after the end of an answer.
         log_top: `(B, T)` float32, log-probability in nats of EMamba's likeliest token; NaN after the end.
         choices, levels: expert and gap, margin and log_top, `(2, B, T)` each.
+        top: `(B, T)` long, EMamba's likeliest tokens.
         state: the router's state after the last position. All are overwritten by each run.
-        embedded: `(B, T, D)` float32, EMamba's embeddings of `ids`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RouterStep:
         cap: int | None,
         first_new: int,
     ):
-        self.ids, self.embedded = tensors["ids"], tensors["embeddings"]
+        self.ids = tensors["ids"]
         batch, self.count = self.ids.shape
         names = ("previous", "since", "spent", "domain_sum", "embedding_sum", "seen")
         updated = {name: getattr(state, name).clone() for name in names}
@@ -70,8 +70,13 @@ class RouterStep:
         self.levels = torch.empty(2, batch, self.count, dtype=torch.float32)
         self.choices = torch.empty(2, batch, self.count, dtype=torch.long)
         (self.margin, self.log_top), (self.expert, self.gap) = self.levels, self.choices
-        made = {name: getattr(self, name) for name in ("margin", "log_top", "expert", "gap")}
+        self.top = torch.empty(batch, self.count, dtype=torch.long)
+        made = {name: getattr(self, name) for name in ("margin", "log_top", "expert", "gap", "top")}
         self.tensors = {**tensors, **updated, **made}
+        self.bases = {  # where a position lies, and how many bytes before the next one
+            name: (tensors[name].data_ptr(), tensors[name][0, 0].nbytes)
+            for name in ("ids", "embeddings", "states", "logits")
+        }
         self.groups = (ctypes.c_int64 * len(router.groups))(
             *(GROUP_CODES[FEATURE_GROUPS[name].compute] for name in router.groups)
         )
@@ -83,6 +88,11 @@ class RouterStep:
         args.group_count, args.first_new = len(self.groups), first_new
         args.cap, args.max_target_length = -1 if cap is None else cap, router.max_target_length
         args.threads = torch.get_num_threads()
+
+    def move_to(self, at: int) -> None:
+        """Let `run` read position `at` of memory whose first position the inputs are; for one row and position."""
+        for name, (base, size) in self.bases.items():
+            setattr(self.args, name, base + at * size)
 
     def run(self) -> None:
         """
@@ -101,9 +111,20 @@ class RouterStep:
         self.state.position += self.count
 
 
+def likeliest(logits: Tensor, top: Tensor, log_top: Tensor) -> None:
+    """
+    Write the likeliest tokens of `logits` `(B, V)` to `top` `(B,)` long, and their log-probabilities in nats to
+    `log_top` `(B,)`. Contiguous, on the CPU, float32; for whoever has found that compiled steps apply.
+    """
+    rows, vocab = logits.shape
+    sizes = ctypes.c_int64(rows), ctypes.c_int64(vocab)
+    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (logits, top, log_top))
+    DECODE_LIBRARY.mambaformer_likeliest(next(pointers), *sizes, *pointers)
+
+
 def bind_router(
     router: TokenRouter,
-    embeddings: nn.Module,
+    embeddings: Callable[[Tensor], Tensor],
     ids: Tensor,
     hidden: Tensor,
     logits: Tensor,
@@ -119,7 +140,7 @@ def bind_router(
     Prepare to choose at decoder positions `ids` `(B, T)`, one after another, each seeing the choices before it.
 
     Args:
-        embeddings: EMamba's input embeddings. hidden: `(B, T, D)`. logits: `(B, T, V)`, EMamba's.
+        embeddings: gives EMamba's embeddings `(B, T, D)` of `ids`. hidden: `(B, T, D)`. logits: `(B, T, V)`, EMamba's.
         state, scalars: the router's state before these positions and the sources' scalars, per row.
         allowed: `(B,)` bool, the sequence gate. ended: `(B, T)` bool. threshold, cap, first_new: as in
             `TokenRouter.choose`.
