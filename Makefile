@@ -35,12 +35,12 @@ test: $(STAMP)  ## run the tests
 test-slow: $(STAMP)  ## run the tests that take long or need much memory
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow -rs --durations=10
 
-bench: $(STAMP)  ## measure everything again and fill the figures into README.md and model_card.md
+bench: $(STAMP)  ## measure everything again and fill the figures into README.md, model_card.md and docs/
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "mambaformer.benchmarks.$$name"; $(BIN)/python -m mambaformer.benchmarks.$$name; done
 	$(BIN)/python -m mambaformer.benchmarks.report
 
-report: $(STAMP)  ## fill the figures of the last measurement into README.md and model_card.md
+report: $(STAMP)  ## fill the figures of the last measurement into README.md, model_card.md and docs/
 	$(BIN)/python -m mambaformer.benchmarks.report
 
 style: $(STAMP)  ## check style, types and the rules for transformers models

@@ -170,6 +170,8 @@ class OurMambaFormer(TorchEngine):
             model, self.ids(length, batch), new_tokens, routing=routing, expert_budget=1.0
         )
         trace, cache = output.route_trace, output.past_key_values
+        for clocked in ("encode", "decode"):  # which hold the object that holds them, and its memory with it
+            vars(cache.et5).pop(clocked, None)
         asked = model.open_rows if routing == "auto" else 0
         wanted = [positions if row < asked else [] for row in range(batch)]
         if (found := [row.nonzero().flatten().tolist() for row in trace.expert == 1]) != wanted:

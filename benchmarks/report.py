@@ -1,6 +1,6 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """
-Fill the figures of README.md and model_card.md: nobody types a number there.
+Fill the figures of README.md, model_card.md and docs/: nobody types a number there.
 
     python -m mambaformer.benchmarks.report            rewrite the marked blocks
     python -m mambaformer.benchmarks.report --check    exit code 1 where a block is not what the results say
@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 EMBEDDED = ROOT / "mambaformer" / "embedded"
-DOCUMENTS = ("README.md", "model_card.md")
+DOCUMENTS = ("README.md", "model_card.md", "docs/speed.md")
 BLOCK = re.compile(
     r"(?P<begin>^(?:<!-- begin: (?P<html>[\w-]+) -->|# begin: (?P<yaml>[\w-]+))\n)(?P<body>.*?)"
     r"(?P<end>^(?:<!-- end -->|# end)$)",
@@ -131,6 +131,7 @@ def part_of(part: str) -> Callable[[Result], str]:
 
 for latency_part in ("targets", "parts", "et5", "throughput", "scaling"):
     renders(f"latency-{latency_part}", "latency")(part_of(latency_part))
+    renders(f"latency-long-{latency_part}", "latency_long")(part_of(latency_part))
 
 
 @renders("model-index", "embedded_answers")
@@ -214,7 +215,7 @@ def stale() -> Iterator[tuple[Path, str]]:
 
 def main() -> int:
     """Rewrite the documents, or check them; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Fill the figures of README.md and model_card.md from the results.")
+    parser = argparse.ArgumentParser(description="Fill the figures of README.md, model_card.md and docs/.")
     parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 where a block is stale")
     check = parser.parse_args().check
     changed = list(stale())

@@ -17,7 +17,7 @@ from mambaformer.benchmarks import report
 from mambaformer.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "model_card.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "model_card.md", "docs/speed.md", "CONTRIBUTING.md", "CHANGELOG.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FIGURE = re.compile(r"\d[\d.,]*\s?(?:ms|milliseconds|seconds|minutes|MB|GB|%|×|tokens/s|parameters|times)(?!\w)")
 
@@ -94,7 +94,9 @@ def test_python_examples_are_python_and_use_public_names(name):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_lead_somewhere(name):
     targets = re.findall(r"\]\(([^)#]+)\)", read(name))
-    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+    missing = [
+        target for target in targets if "://" not in target and not (ROOT / name).parent.joinpath(target).exists()
+    ]
     assert missing == []
 
 

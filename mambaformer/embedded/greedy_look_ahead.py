@@ -2,8 +2,9 @@
 """
 Look-ahead within `decode_greedily`: one compiled pass reads the next token and those proposed to follow it.
 
-Proposals and passes are those of `LookAhead.choose`, which serves every request that is not plain greedy; tokens,
-choices and records are those of plain decoding.
+Where the text does not say again what was said, the model's heads propose, if it has any. `LookAhead.choose`, which
+serves every request that is not plain greedy, does without them. Tokens, choices and records are those of plain
+decoding.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from .look_ahead import LookAhead
 from .router_step import RouterStep
 from .state_log import StateLog
 
+LIKELY = 0.3  # chance of being right from which on a head's proposal is worth its reading
+TRY_AGAIN = 8  # tokens after which heads that were often wrong are asked once more
+MEMORY = 0.9  # what the heads' success so far weighs beside their last proposal's
+
 
 class AheadSteps(CompiledSteps):
     """
-    `CompiledSteps` of one row, whose step also reads what `cache.look_ahead` proposes.
+    `CompiledSteps` of one row, whose step also reads what `cache.look_ahead` or the model's heads propose.
 
     Args:
         step: bound to ids `(1, 1 + width)`. router: bound to their first position.
@@ -35,9 +40,9 @@ class AheadSteps(CompiledSteps):
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
         self.tokens: list[int] = []  # of the last pass
         self.at = 0  # which of them was taken last
-        self.log: StateLog | None = (
-            None  # of the last pass; `None` where it read one token, and the cache has its state
-        )
+        self.log: StateLog | None = None  # of the last pass, unless it read one token and left its state in the cache
+        self.by_heads = False  # whether the heads proposed for the last pass
+        self.success, self.since = 0.5, 0  # of the first proposals, the share that was right lately; tokens since then
 
     @classmethod
     def room(cls, cache: MambaFormerCache) -> int:
@@ -51,10 +56,10 @@ class AheadSteps(CompiledSteps):
             self.at += 1
             return self.at
         if self.log is not None:
-            look_ahead.note(self.at + 1)
-            self._go_back()
-        proposed = look_ahead.propose(seen.shape[1] - 1)
-        self.tokens, self.at = [token, *map(ord, proposed)], 0
+            self._judge()
+            self._go_back(self.log)
+        proposed = self._propose(seen.shape[1] - 1)
+        self.tokens, self.at = [token, *proposed], 0
         self.step.ids[0, : len(self.tokens)] = torch.tensor(self.tokens)
         if proposed:
             self.log = look_ahead.free_log(self.cache)
@@ -64,14 +69,38 @@ class AheadSteps(CompiledSteps):
             self.step.run(length=1)
         return 0
 
-    def _go_back(self) -> None:
+    def _judge(self) -> None:
+        """Learn from how far the last pass's proposals were right."""
+        if self.by_heads:
+            self.success = MEMORY * self.success + (1 - MEMORY) * (self.at > 0)
+        else:
+            self.look_ahead.note(self.at + 1)
+
+    def _propose(self, read: int) -> list[int]:
+        """What may follow the text, `read` decoder tokens having come before its last one."""
+        said_before = list(map(ord, self.look_ahead.propose(read)))
+        heads = self.model.look_ahead_heads
+        self.since += 1
+        self.by_heads = not said_before and heads is not None and bool(self.tokens)
+        if not self.by_heads:
+            return said_before
+        most = int(self.since > TRY_AGAIN)
+        while most < len(heads.proj) and self.success ** (most + 1) > LIKELY:
+            most += 1
+        most = min(most, self.look_ahead.room(read))
+        if most <= 0:
+            return []
+        self.since = 0
+        return self.look_ahead.before_end(heads.propose(self.step.hidden[0, self.at])[:most])
+
+    def _go_back(self, log: StateLog) -> None:
         """Let the cache hold, and the step start from, the state after the last token that was taken."""
-        self.log.restore(self.cache.emamba, self.at)
+        log.restore(self.cache.emamba, self.at)
         layers = self.cache.emamba.layers
         self.step.start_from([x.conv_states[0] for x in layers], [x.recurrent_states[0] for x in layers])
         self.log = None
 
     def finish(self, seen: Tensor) -> None:
         if self.log is not None:
-            self._go_back()
+            self._go_back(self.log)
         super().finish(seen)

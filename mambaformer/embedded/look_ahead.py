@@ -89,7 +89,7 @@ class LookAhead:
 
     def __init__(self, width: int, cache: MambaFormerCache, limit: int, ends: Iterable[int]):
         self.width, self.limit, self.reach = width, limit, FIRST
-        self.ends = set(map(chr, ends))
+        self.ends = set(ends)
         self.counts = LookAheadCounts()
         self.text = ""
         self.logs: list[StateLog] = []
@@ -130,8 +130,16 @@ class LookAhead:
 
     def propose(self, read: int) -> str:
         """What may follow the text, one character a token; `read` decoder tokens came before its last one."""
-        text = continuation(self.text, min(self.width, self.reach, self.limit - read - 2))
-        return text[: next((i for i, token in enumerate(text) if token in self.ends), None)]
+        text = continuation(self.text, min(self.reach, self.room(read)))
+        return "".join(map(chr, self.before_end(list(map(ord, text)))))
+
+    def room(self, read: int) -> int:
+        """The most tokens that may be proposed, `read` decoder tokens having come before the last one."""
+        return min(self.width, self.limit - read - 2)
+
+    def before_end(self, proposed: list[int]) -> list[int]:
+        """What comes in a proposal before the first token that ends an answer."""
+        return proposed[: next((at for at, token in enumerate(proposed) if token in self.ends), None)]
 
     def free_log(self, cache: MambaFormerCache) -> StateLog:
         """The log in which EMamba's present state does not live."""

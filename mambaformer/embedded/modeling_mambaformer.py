@@ -26,6 +26,7 @@ from .emamba_stream import read_on, read_together
 from .et5_encoder import compiled_parts
 from .generation_mambaformer import MambaFormerGenerationMixin
 from .lazy_et5 import decode_together
+from .look_ahead_heads import LookAheadHeads, make_heads
 from .mamba_mixer import use_selective_scan
 from .outputs_mambaformer import MambaFormerOutput
 from .quantized_experts import restore_experts, round_experts
@@ -90,6 +91,9 @@ class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, TokenRouter):
             init.zeros_(module.domain_weight)
+        elif isinstance(module, LookAheadHeads):
+            for tensor in (module.proj, module.rows, module.tokens):
+                init.zeros_(tensor)
 
 
 class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaFormerGenerationMixin, GenerationMixin):
@@ -118,6 +122,7 @@ class MambaFormerForConditionalGeneration(MambaFormerPreTrainedModel, MambaForme
         use_distance_bias(self.et5)
         self.emamba_decoder = EMambaDecoder(config.emamba_decode)
         self.et5_encoder, self.et5_decoder = compiled_parts(config.et5_decode)
+        self.look_ahead_heads = make_heads(config)
         self.post_init()
 
     @classmethod
