@@ -62,7 +62,7 @@ class AheadSteps(CompiledSteps):
         self.tokens, self.at = [token, *proposed], 0
         self.step.ids[0, : len(self.tokens)] = torch.tensor(self.tokens)
         if proposed:
-            self.log = look_ahead.free_log(self.cache)
+            self.log = look_ahead.free_log(self.cache, len(self.tokens))
             self.step.run(self.log, len(self.tokens))
             look_ahead.count(len(proposed))
         else:

@@ -92,7 +92,7 @@ class LookAhead:
         self.ends = set(ends)
         self.counts = LookAheadCounts()
         self.text = ""
-        self.logs: list[StateLog] = []
+        self.logs: list[StateLog | None] = [None, None]
         self.ahead: Ahead | None = None
         if len(cache.row_source) != 1:
             self.turn_off("it serves one row at a time: a batch, beams and returned sequences are decoded plainly")
@@ -141,10 +141,10 @@ class LookAhead:
         """What comes in a proposal before the first token that ends an answer."""
         return proposed[: next((at for at, token in enumerate(proposed) if token in self.ends), None)]
 
-    def free_log(self, cache: MambaFormerCache) -> StateLog:
-        """The log in which EMamba's present state does not live."""
-        if not self.logs:
-            self.logs = [StateLog(cache.emamba, self.width + 1) for _ in range(2)]
+    def free_log(self, cache: MambaFormerCache, tokens: int) -> StateLog:
+        """A log for so many tokens in which EMamba's present state does not live."""
+        if self.logs[0] is None or self.logs[0].capacity < tokens:  # fresh memory costs a short answer time
+            self.logs[0] = StateLog(cache.emamba, tokens)
         return self.logs[0]
 
     def count(self, proposed: int) -> None:
@@ -163,7 +163,7 @@ class LookAhead:
         if not text or cache.emamba is None:
             return None
         tokens = torch.cat([ids, ids.new_tensor([list(map(ord, text))])], dim=1)  # (1, 1 + n)
-        log = self.free_log(cache)
+        log = self.free_log(cache, tokens.shape[1])
         read = model.emamba_decoder.step(model.emamba, cache.emamba, tokens, log)
         if read is None:
             self.turn_off("EMamba's compiled decoding step does not apply to this model or call")
