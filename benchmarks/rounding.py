@@ -100,7 +100,7 @@ def main() -> None:
                     "–" if name == FLOAT else "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**change),
                 ]
             )
-    result = {
+    result: dict[str, object] = {
         "command": f"python -m mambaformer.benchmarks.rounding --splits {' '.join(arguments.splits)} "
         f"--rows {arguments.rows} --seed {arguments.seed}",
         "columns": ["Split", "Weights", "Same next token", "Same answer", "Token F1", "BERTScore F1", "Change"],

@@ -52,7 +52,9 @@ def main() -> None:
     torch.manual_seed(0)
     large = MambaForCausalLM(MambaConfig(hidden_size=768, num_hidden_layers=24, vocab_size=32128)).eval()
     use_selective_scan(large)
-    embedded = MambaFormerForConditionalGeneration.from_pretrained(embedded_checkpoint(), dtype=torch.float32).eval()
+    embedded = MambaFormerForConditionalGeneration.from_pretrained(
+        str(embedded_checkpoint()), dtype=torch.float32
+    ).eval()
     models = {"mamba-130m's size": large, "the embedded default": embedded.emamba}
     counts = [1, *arguments.tokens]
     parts = {
@@ -73,7 +75,7 @@ def main() -> None:
         one = statistics.median(by_count[1])
         more = [f"{statistics.median(by_count[count]) / one:.2f}" for count in arguments.tokens]
         rows.append([name, weight_format, round(one, 2), *more])
-    result = {
+    result: dict[str, object] = {
         "command": "python -m mambaformer.benchmarks.tokens_together --tokens "
         f"{' '.join(map(str, arguments.tokens))} --rounds {arguments.rounds} --threads {arguments.threads}",
         "columns": ["EMamba", "Weights", "ms of one token", *(f"{count} tokens, x" for count in arguments.tokens)],
