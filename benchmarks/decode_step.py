@@ -26,7 +26,7 @@ from ..modeling_mambaformer.emamba_decoder import EMambaDecoder
 from ..modeling_mambaformer.mamba_mixer import use_selective_scan
 from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY, WEIGHT_FORMATS
 from ..modeling_mambaformer.quantized_modules import round_emamba
-from .machine import write_table
+from .machine import command_line, write_table
 
 LIBRARY_MODULES, OUR_MODULES = "transformers' modules, float32", "our modules, float32"
 STREAM_BYTES = 256 * 2**20
@@ -133,12 +133,7 @@ def main() -> None:
         columns += [f"ms a token, {threads} thread(s)", "limit, ms", "x limit"]
     speed_text = ", ".join(f"{speeds[threads] / GIGABYTE:.1f} GB/s with {threads}" for threads in arguments.threads)
     result = {
-        "command": "python -m mambaformer.benchmarks.decode_step "
-        + " ".join(
-            f"--{name.replace('_', '-')} {value}" for name, value in vars(arguments).items() if name != "threads"
-        )
-        + " --threads "
-        + " ".join(map(str, arguments.threads)),
+        "command": command_line("decode_step", arguments),
         "columns": columns,
         "rows": rows,
         "note": f"Mamba of {parameters / 1e6:.0f} M parameters ({arguments.layers} layers of width "

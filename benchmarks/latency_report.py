@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from .latency_summary import (
     summarise,
     target_rows,
 )
-from .machine import write_result
+from .machine import command_line, write_result
 from .report import any_table
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def write_report(run: Run, load: float | None) -> str:
     lengths = list(arguments.lengths)
     rows = target_rows(summary, lengths, arguments.new_tokens, loaded, speeds)
     result: dict[str, Any] = {
-        "command": "python -m mambaformer.benchmarks.latency " + shlex.join(given_options(arguments)),
+        "command": command_line("latency", arguments),
         **whole_answers(summary, lengths),
         "note": describe(run, speeds),
         "targets": {
@@ -93,18 +92,6 @@ def write_report(run: Run, load: float | None) -> str:
     text += "".join(f"\n![{title}]({file})\n" for file, title in pictures.items())
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     return text
-
-
-def given_options(arguments: Any) -> list[str]:
-    """The options as one would type them again, without the name of a folder."""
-    options: list[str] = []
-    for name, value in vars(arguments).items():
-        if name == "folder" or value is None or value is False or value == []:
-            continue
-        options.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            options += [str(one) for one in (value if isinstance(value, list) else [value])]
-    return options
 
 
 def describe(run: Run, speeds: Figures) -> str:

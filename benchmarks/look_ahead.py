@@ -25,7 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
 
 from ..dental_qa import load_dental_qa
-from .machine import write_table
+from .machine import command_line, write_table
 
 PLAIN = 0  # the width of no look-ahead
 
@@ -131,12 +131,7 @@ def main() -> None:
         table += [summary(split, width, measured) for width in widths]
         figures[split] = measured
     result: dict[str, object] = {
-        "command": "python -m mambaformer.benchmarks.look_ahead "
-        + " ".join(
-            f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-            for name, value in vars(arguments).items()
-            if value is not None
-        ),
+        "command": command_line("look_ahead", arguments),
         "columns": [
             "Split",
             "Look-ahead",

@@ -3,13 +3,27 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 from pathlib import Path
 
 from ..trainer.machine import describe_machine
 from .report import any_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def command_line(benchmark: str, arguments: argparse.Namespace) -> str:
+    """The command as one would type it again, without the name of a folder."""
+    options: list[str] = []
+    for name, value in vars(arguments).items():
+        if name == "folder" or value is None or value is False or value == []:
+            continue
+        options.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            options += [str(one) for one in (value if isinstance(value, list) else [value])]
+    return shlex.join(["python", "-m", f"mambaformer.benchmarks.{benchmark}", *options])
 
 
 def write_result(name: str, result: dict[str, object]) -> Path:

@@ -25,7 +25,7 @@ from ..dental_qa import load_dental_qa
 from ..trainer.bertscore import OFFLINE, named_scorer
 from ..trainer.evaluation_statistics import PairedBootstrap
 from ..trainer.metrics import token_f1_each
-from .machine import write_table
+from .machine import command_line, write_table
 
 FORMATS = {
     "float32": lambda model: model,
@@ -101,8 +101,7 @@ def main() -> None:
                 ]
             )
     result: dict[str, object] = {
-        "command": f"python -m mambaformer.benchmarks.rounding --splits {' '.join(arguments.splits)} "
-        f"--rows {arguments.rows} --seed {arguments.seed}",
+        "command": command_line("rounding", arguments),
         "columns": ["Split", "Weights", "Same next token", "Same answer", "Token F1", "BERTScore F1", "Change"],
         "rows": table,
         "note": f"{arguments.rows} questions a split. BERTScore by {scorer.name}; its change has a 95% interval.",

@@ -20,7 +20,7 @@ import time
 
 from mambaformer import embedded_checkpoint
 
-from .machine import write_table
+from .machine import command_line, write_table
 
 QUESTION = "question: What is pulpitis?"
 STEPS = {
@@ -76,8 +76,7 @@ def main() -> None:
     write_table(
         arguments.name,
         {
-            "command": f"python -m mambaformer.benchmarks.start --rounds {arguments.rounds} "
-            f"--threads {arguments.threads}",
+            "command": command_line("start", arguments),
             "columns": ["Step", "s", "Peak memory so far, MiB"],
             "rows": table,
             "note": f"Medians of {arguments.rounds} processes, one after another, files in the system's cache. The "

@@ -23,7 +23,7 @@ from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint
 from ..modeling_mambaformer.emamba_decoder import BoundStep, EMambaDecoder
 from ..modeling_mambaformer.mamba_mixer import use_selective_scan
 from ..modeling_mambaformer.state_log import StateLog
-from .machine import write_table
+from .machine import command_line, write_table
 
 FORMATS = ("float32", "int8")
 
@@ -76,8 +76,7 @@ def main() -> None:
         more = [f"{statistics.median(by_count[count]) / one:.2f}" for count in arguments.tokens]
         rows.append([name, weight_format, round(one, 2), *more])
     result: dict[str, object] = {
-        "command": "python -m mambaformer.benchmarks.tokens_together --tokens "
-        f"{' '.join(map(str, arguments.tokens))} --rounds {arguments.rounds} --threads {arguments.threads}",
+        "command": command_line("tokens_together", arguments),
         "columns": ["EMamba", "Weights", "ms of one token", *(f"{count} tokens, x" for count in arguments.tokens)],
         "rows": rows,
         "note": f"Medians of {arguments.rounds} rounds, {arguments.threads} thread(s). The embedded default's float32 "

@@ -24,7 +24,7 @@ from mambaformer.trainer.pretrain_questions import (
     wordings,
 )
 from mambaformer.trainer.pretrain_tasks import split_sentences
-from mambaformer.trainer.router_questions import write_router_questions
+from mambaformer.trainer.router_questions import CONTEXT_SHARE, write_router_questions
 
 KINDS = ("lead", "follow", "noun", "about", "full")
 
@@ -162,6 +162,6 @@ def test_router_questions_are_new_to_the_experts_plain_or_about_a_passage(asked,
     is_plain = re.compile(f"({'|'.join(plain)})\\?", re.IGNORECASE)
     rows = asked["distil"] + asked["validation"]
     new = [row["question"] for row in rows if not row["context"] and not is_plain.fullmatch(row["question"])]
-    assert 0.15 < sum(bool(row["context"]) for row in rows) / len(rows) < 0.3
+    assert sum(bool(row["context"]) for row in rows) / len(rows) == pytest.approx(CONTEXT_SHARE)
     assert 0.4 < len(new) / len(rows) < 0.6
     assert not experts & set(new)

@@ -55,7 +55,7 @@ def test_states_logits_and_gradients(pair, lengths):
         torch.testing.assert_close(*gradients)
 
 
-def test_weights_are_shared_with_no_one_and_keep_their_names(pair):
+def test_weights_keep_their_names(pair):
     plain, ours = pair
     assert list(plain.state_dict()) == list(ours.state_dict())
 

@@ -4,14 +4,13 @@ Train heads that propose tokens for look-ahead decoding, on a trained model, of 
 
     python -m mambaformer.trainer.look_ahead_heads my-model --dataset runs/router_questions/distil.jsonl
 
-The JSONL has `question`, `context` and `answer`. EMamba reads both once; the heads learn what it would say one, two or
+The data set has questions, contexts and answers. EMamba reads all once; the heads learn what it would say one, two or
 more tokens after the next. A tenth of the rows is held out to tell how often they are right.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..modeling_mambaformer.look_ahead_heads import LookAheadHeads, add_heads
 from ..modeling_mambaformer.modeling_mambaformer import MambaFormerForConditionalGeneration
 from ..tokenizer.source_format import format_source
+from .data import load_qa
 from .training_run import note_dtype
 
 HELD_OUT = 10  # every so many rows, one
@@ -124,7 +124,7 @@ def main() -> None:
     """Parse arguments, train, save in place."""
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
     parser.add_argument("model", type=Path, help="folder of a trained model, which receives the heads")
-    parser.add_argument("--dataset", type=Path, required=True, help="JSONL with question, context and answer")
+    parser.add_argument("--dataset", required=True, help="of questions, contexts and answers, as `load_qa` reads it")
     parser.add_argument("--rows", type=int, default=8000, help="of it, at most")
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--candidates", type=int, default=512, help="tokens that the heads may propose")
@@ -133,7 +133,7 @@ def main() -> None:
         "--save_dtype", choices=("float32", "bfloat16"), help="of the saved weights; default as loaded"
     )
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in arguments.dataset.read_text(encoding="utf-8").splitlines()[: arguments.rows]]
+    rows = list(load_qa(arguments.dataset, limit=arguments.rows))
     model = MambaFormerForConditionalGeneration.from_pretrained(arguments.model).eval()
     dtype = next(model.parameters()).dtype
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)

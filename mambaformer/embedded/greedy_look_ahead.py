@@ -78,7 +78,7 @@ class AheadSteps(CompiledSteps):
 
     def _propose(self, read: int) -> list[int]:
         """What may follow the text, `read` decoder tokens having come before its last one."""
-        said_before = list(map(ord, self.look_ahead.propose(read)))
+        said_before = self.look_ahead.propose(read)
         heads = self.model.look_ahead_heads
         self.since += 1
         self.by_heads = not said_before and heads is not None and bool(self.tokens)

@@ -128,10 +128,9 @@ class LookAhead:
             self.ahead = self._look(model, cache, ids) if ids.shape[1] == 1 else None
         return None if self.ahead is None else self.ahead.take(model, cache)
 
-    def propose(self, read: int) -> str:
-        """What may follow the text, one character a token; `read` decoder tokens came before its last one."""
-        text = continuation(self.text, min(self.reach, self.room(read)))
-        return "".join(map(chr, self.before_end(list(map(ord, text)))))
+    def propose(self, read: int) -> list[int]:
+        """Tokens that may follow the text; `read` decoder tokens came before its last one."""
+        return self.before_end(list(map(ord, continuation(self.text, min(self.reach, self.room(read))))))
 
     def room(self, read: int) -> int:
         """The most tokens that may be proposed, `read` decoder tokens having come before the last one."""
@@ -159,16 +158,16 @@ class LookAhead:
 
     def _look(self, model: nn.Module, cache: MambaFormerCache, ids: torch.Tensor) -> Ahead | None:
         """Read the one token `ids` `(1, 1)` and what is proposed to follow it, if anything."""
-        text = self.propose(cache.get_seq_length())
-        if not text or cache.emamba is None:
+        proposed = self.propose(cache.get_seq_length())
+        if not proposed or cache.emamba is None:
             return None
-        tokens = torch.cat([ids, ids.new_tensor([list(map(ord, text))])], dim=1)  # (1, 1 + n)
+        tokens = torch.cat([ids, ids.new_tensor([proposed])], dim=1)  # (1, 1 + n)
         log = self.free_log(cache, tokens.shape[1])
         read = model.emamba_decoder.step(model.emamba, cache.emamba, tokens, log)
         if read is None:
             self.turn_off("EMamba's compiled decoding step does not apply to this model or call")
             return None
-        self.count(len(text))
+        self.count(len(proposed))
         hidden, logits = read
         return Ahead(tokens, hidden, logits, log)
 

@@ -72,6 +72,4 @@ def use_distance_bias(et5: nn.Module) -> int:
     adapted = [module for module in et5.modules() if type(module) in KINDS]
     for module in adapted:
         module.__class__ = KINDS[type(module)]
-        if "_old_forward" in vars(module):  # accelerate keeps the forward that its hooks wrap on the instance
-            module._old_forward = type(module).forward.__get__(module)
     return len(adapted)
