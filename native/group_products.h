@@ -16,15 +16,15 @@ ISA_INLINE float as_float(uint16_t x) {
   return value;
 }
 
-// Sums of ROWS rows, of which the first `rows` are there, with N vectors, still without the vectors' scales.
+// Sums of `rows` with N vectors, still without the vectors' scales.
 template <int N>
-ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, int64_t groups, int64_t rows,
-                                const int8_t* x, int64_t x_row, float (&to)[N][ROWS]) {
+ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, int64_t groups,
+                                const Apart& rows, const int8_t* x, int64_t x_row, float (&to)[N][ROWS]) {
   const uint8_t* row[ROWS];
   const uint16_t* scale[ROWS];
   for (int r = 0; r < ROWS; ++r) {
-    row[r] = weights + (r < rows ? r : 0) * groups * GROUP_BYTES;
-    scale[r] = scales + (r < rows ? r : 0) * groups;
+    row[r] = weights + rows[r] * groups * GROUP_BYTES;
+    scale[r] = scales + rows[r] * groups;
   }
 #if ISA_WIDTH >= 8
   __m256 sum[N][ROWS];
@@ -32,7 +32,6 @@ ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, 
     for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm256_setzero_ps();
   const __m256i ones = _mm256_set1_epi16(1), eight = _mm256_set1_epi8(8), half = _mm256_set1_epi8(15);
   const __m256i up = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), upper = _mm256_set1_epi32(-65536);
-  const int64_t tile = ROWS * groups * GROUP_BYTES;
   for (int64_t g = 0; g < groups; g += 2) {
     const bool both = g + 1 < groups;
     __m256i low[N], high[N], excess[N];  // columns of either half, and 8 times their sum: the weights carry 8 too much
@@ -47,7 +46,7 @@ ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, 
     }
     for (int r = 0; r < ROWS; ++r) {
       const uint8_t* bytes = row[r] + g * GROUP_BYTES;
-      __builtin_prefetch(bytes + tile);
+      __builtin_prefetch(bytes + AHEAD);
       const __m128i one = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
       const __m256i w =
           both ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)) : _mm256_zextsi128_si256(one);

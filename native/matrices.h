@@ -37,6 +37,13 @@ struct Range {
   int64_t first, last;
 };
 
+// Some rows of a matrix that are taken together: `step` rows between one and the next, the first `count` of them there;
+// the first stands in for those that are not.
+struct Apart {
+  int64_t count, step;
+  constexpr int64_t operator[](int64_t r) const { return r < count ? r * step : 0; }
+};
+
 // This thread's part of `count` rows or channels.
 Range part_of(int64_t count, int64_t thread, int64_t threads) {
   const int64_t spans = (count + SPAN - 1) / SPAN;
