@@ -30,7 +30,9 @@ class BuildSharedLibrary(build_ext):
 
 LIBRARIES = {
     "_selective_scan": ["native/causal_conv.cpp", "native/selective_scan.cpp"],
-    "_decode_step": [f"native/{name}.cpp" for name in ("decode_step", "prefill", "router_step", "et5_pass", "linear")],
+    "_decode_step": [
+        f"native/{name}.cpp" for name in ("decode_step", "prefill", "router_step", "et5_pass", "et5_encoder", "linear")
+    ],
 }
 
 setup(

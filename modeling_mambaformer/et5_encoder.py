@@ -1,32 +1,40 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 """
-ET5's encoder over a short source in one call of compiled code (`native/et5_pass.cpp`), where nothing forbids it.
+ET5's encoder in one call of compiled code (`native/et5_encoder.cpp`), where nothing forbids it.
 
-The modules' frame costs a small model more than its products do. Long sources go to the modules, whose BLAS is faster
-there.
+The modules' frame costs a small model more than its products do, and a long source's matrix of all pairs of positions
+costs memory and time. Neither is needed.
 """
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor, nn
 
-from .et5_pass import OFF, CompiledStack, ET5Decoder, Et5Layer, PackedStack, call_pass
+from .et5_pass import OFF, CompiledStack, ET5Decoder, Et5Model, PackedStack, check_error
+from .packed_weights import DECODE_LIBRARY
 
-MOST_TOKENS = 64  # of all sources together, padding included
+
+class EncoderArgs(ctypes.Structure):
+    """`EncoderArgs` of native/et5_encoder.cpp."""
+
+    _fields_ = [("model", Et5Model)]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("ids", "lengths", "distance_bias", "states")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("sources", "longest", "threads")]
 
 
 class PackedEncoder(PackedStack):
-    """The compiled pass's view of ET5's encoder; arguments as of `PackedStack`."""
+    """The compiled encoder's view of ET5's encoder; arguments as of `PackedStack`."""
 
     def __init__(self, et5: nn.Module, weight_format: str):
         super().__init__(et5, et5.encoder, weight_format)
-        self.args.is_encoder = 1
         self.checked = self.sample()
 
 
 class ET5Encoder(CompiledStack[PackedEncoder]):
-    """Runs ET5's encoder through the compiled pass; see `CompiledStack`."""
+    """Runs ET5's encoder in compiled code; see `CompiledStack`."""
 
     WHAT = "ET5's compiled encoder"
     pack = staticmethod(PackedEncoder)
@@ -41,30 +49,50 @@ class ET5Encoder(CompiledStack[PackedEncoder]):
         Read sources `ids` `(n, S)` of whole numbers, `mask` `(n, S)` being zero on padding.
 
         Returns:
-            states `(n, S, D)` in float32, of no meaning on padding; `None` where the modules have to be run.
+            states `(n, S, D)` in float32, zero on padding; `None` where the modules have to be run.
 
         Raises:
             IndexError: for an id outside the vocabulary.
             MemoryError: where the workspace finds no memory.
         """
-        if not 0 < ids.numel() <= MOST_TOKENS or not ids.is_cpu:
+        if not ids.numel() or not ids.is_cpu or not is_whole(mask):
             return None
         packed = self.packed(et5, check=True)
         return None if packed is None else run_encoder(packed, ids.long(), mask)
 
 
-def run_encoder(packed: PackedStack, ids: Tensor, mask: Tensor) -> Tensor:
+def is_whole(mask: Tensor) -> bool:
+    """Whether no row of a mask `(n, S)` has padding between its tokens."""
+    begins = torch.nn.functional.pad(mask.bool(), (1, 0)).diff(dim=1) & mask.bool()  # (n, S)
+    return bool((begins.sum(1) <= 1).all())
+
+
+def run_encoder(packed: PackedEncoder, ids: Tensor, mask: Tensor) -> Tensor:
     """Run the packed encoder; as `ET5Encoder.encode`."""
-    (count, length), args = ids.shape, packed.args
-    rows = torch.arange(count)
-    room = torch.empty(2, count, args.heads, length, args.width, dtype=torch.float32)  # a layer's keys and values
-    layers = (Et5Layer * len(packed.layers)).from_buffer_copy(packed.layers)
-    for layer in layers:
-        layer.keys, layer.values = room[0].data_ptr(), room[1].data_ptr()
-    # As a position in the middle of twice the length sees all others: distances of both signs, (H, 2 S - 1).
-    bias = packed.attention.compute_bias(1, 2 * length - 1, past_seen_tokens=length - 1)[0, :, 0].contiguous()
-    states = torch.empty(count, length, args.hidden, dtype=torch.float32)
-    return call_pass(packed, layers, ids, rows, rows, mask, bias, states, 0, length)
+    mask = mask.bool()
+    lengths = mask.sum(1)  # (n,)
+    tokens = ids[mask]  # (N,), source after source
+    longest = max(1, int(lengths.max()))
+    # As a position in the middle of twice the length sees all others: distances of both signs, (H, 2 L - 1).
+    bias = packed.attention.compute_bias(1, 2 * longest - 1, past_seen_tokens=longest - 1)[0, :, 0].contiguous()
+    found = torch.empty(len(tokens), packed.model.hidden, dtype=torch.float32)
+    args = EncoderArgs(
+        model=packed.model,
+        ids=tokens.data_ptr(),
+        lengths=lengths.data_ptr(),
+        distance_bias=bias.data_ptr(),
+        states=found.data_ptr(),
+        sources=len(lengths),
+        longest=longest,
+        threads=packed.threads(len(tokens)),
+    )
+    error = DECODE_LIBRARY.mambaformer_et5_encode(ctypes.byref(args))
+    check_error(error, f"a source of {longest} tokens, or several of {len(tokens)} together,", tokens, args.model.vocab)
+    if len(tokens) == mask.numel():
+        return found.view(*mask.shape, -1)
+    states = torch.zeros(*mask.shape, packed.model.hidden, dtype=torch.float32)
+    states[mask] = found
+    return states
 
 
 def compiled_parts(weight_format: str) -> tuple[ET5Encoder, ET5Decoder]:

@@ -1,8 +1,7 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
 // One pass of a T5 decoder (Raffel et al. 2020, arXiv 1910.10683) on a CPU: a few positions of some rows of a batch, all
-// layers in one call. The rows catch up on what they skipped, and the logits of the last positions come back. Or one of
-// its encoder, whose layers do not look at a source, and whose positions look at all others: the states come back.
+// layers in one call. The rows catch up on what they skipped, and the logits of the last positions come back.
 //
 //   r = embedding[id]
 //   for each layer:  r = r + o attend(q, k, v of norm(r); distances)        over the row's own positions so far
@@ -17,36 +16,20 @@
 
 #include <cmath>
 
-#include "matrices.h"
+#include "et5_model.h"
 
 namespace {
 
-enum Activation : int64_t { RELU = 0, GELU = 1, GELU_TANH = 2 };
-
-// The structures are mirrored field by field in modeling_mambaformer/et5_pass.py.
-
-// `gate` has no data where the layer is not gated. keys, values: (all rows, heads, capacity, width), written at the new
-// positions. cross_keys, cross_values: (sources, heads, source_length, width). An encoder has nothing named cross.
-struct Et5Layer {
-  const float *norm, *cross_norm, *ff_norm;
-  Matrix q, k, v, o, cross_q, cross_o, wi, gate, wo;
-  float *keys, *values;
-  const float *cross_keys, *cross_values;
-};
-
+// Mirrored field by field in modeling_mambaformer/et5_pass.py.
 struct Et5Args {
-  const Et5Layer* layers;
+  Et5Model model;
   const int64_t *ids, *rows, *sources;  // (batch, length), (batch), (batch)
   const uint8_t* mask;                  // (sources, source_length)
-  const float* distance_bias;           // (heads, start + length): of the keys up to the last position, as it sees
-                                        // them; in an encoder (heads, 2 * length - 1), as the middle one would
-  const void* embedding;                // (vocab, embedding_row): float32, bfloat16, or INT8 with a scale a row
-  const float *embedding_scale, *norm;
-  float* logits;                        // (batch, kept, vocab); of an encoder, which has no head, (batch, kept, hidden)
+  const float* distance_bias;           // (heads, start + length): of the keys up to the last position, as it sees them
+  float* logits;                        // (batch, kept, vocab)
   Matrix head;
-  double epsilon, scale;
-  int64_t layer_count, batch, length, start, kept, hidden, heads, width, ff, capacity, source_length, vocab,
-      embedding_format, embedding_row, activation, threads, is_encoder;
+  double scale;
+  int64_t batch, length, start, kept, capacity, source_length, threads;
 };
 
 // What the threads share: floats of [batch * length] tokens.
@@ -64,35 +47,36 @@ extern "C" {
 
 // Returns 0; 1 when memory for the workspace is missing; 2, with nothing done, for an id outside the vocabulary.
 int mambaformer_et5_pass(const Et5Args* args) {
-  const int64_t tokens = args->batch * args->length, inner = args->heads * args->width;
+  const Et5Model& model = args->model;
+  const int64_t tokens = args->batch * args->length, hidden = model.hidden, inner = model.heads * model.width;
   if (tokens <= 0) return 0;
   for (int64_t i = 0; i < tokens; ++i)
-    if (args->ids[i] < 0 || args->ids[i] >= args->vocab) return 2;
+    if (args->ids[i] < 0 || args->ids[i] >= model.vocab) return 2;
 
-  const int64_t layer = args->hidden * (6 * inner + 3 * args->ff);
-  const int64_t threads = thread_count(args->threads, (args->hidden + SPAN - 1) / SPAN,
-                                       tokens * (args->layer_count * layer + args->vocab * args->hidden));
+  const int64_t layer = hidden * (6 * inner + 3 * model.ff);
+  const int64_t threads = thread_count(args->threads, (hidden + SPAN - 1) / SPAN,
+                                       tokens * (model.layer_count * layer + model.vocab * hidden));
   const int64_t keys = args->start + args->length > args->source_length ? args->start + args->length : args->source_length;
-  const int64_t inputs = inner > args->ff ? inner : args->ff, widest = filled(inputs > args->hidden ? inputs : args->hidden);
-  const int64_t shared_size = tokens * (args->hidden + 4 * inner + 2 * args->ff);
-  const int64_t own_size = tokens * (args->hidden + 1 + widest / 4) + keys + BYTES;
+  const int64_t inputs = inner > model.ff ? inner : model.ff, widest = filled(inputs > hidden ? inputs : hidden);
+  const int64_t shared_size = tokens * (hidden + 4 * inner + 2 * model.ff);
+  const int64_t own_size = tokens * (hidden + 1 + widest / 4) + keys + BYTES;
   Buffer workspace(shared_size + threads * own_size);
   if (!workspace.data) return 1;
   Et5Shared shared;
   shared.residual = workspace.data;
-  shared.q = shared.residual + tokens * args->hidden;
+  shared.q = shared.residual + tokens * hidden;
   shared.k = shared.q + tokens * inner;
   shared.v = shared.k + tokens * inner;
   shared.context = shared.v + tokens * inner;
   shared.ff = shared.context + tokens * inner;
-  shared.gate = shared.ff + tokens * args->ff;
+  shared.gate = shared.ff + tokens * model.ff;
   const auto run = CHOOSE_ISA(run_pass);
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
   {
     const FlushDenormals flush;
     const int64_t thread = thread_index();
     float* at = workspace.data + shared_size + thread * own_size;
-    const Own own = {at, at + tokens * args->hidden, reinterpret_cast<int8_t*>(at + tokens * (args->hidden + 1))};
+    const Own own = {at, at + tokens * hidden, reinterpret_cast<int8_t*>(at + tokens * (hidden + 1))};
     run(*args, shared, own, at + own_size - keys, thread, team_size());
   }
   return 0;

@@ -2,8 +2,8 @@
 //
 // What one thread does in a pass of ET5's decoder. Included by for_each_isa.h once for every instruction set.
 
+#include "et5_rows.h"
 #include "matrix_products.h"
-#include "token_rows.h"
 
 namespace ISA_NAMESPACE {
 
@@ -29,23 +29,23 @@ ISA_INLINE void blend(const float* scores, const float* values, int64_t count, i
   }
 }
 
-// The new positions of one head of one row look at those up to themselves; in an encoder at all that are not padding.
+// The new positions of one head of one row look at those up to themselves.
 ISA_INLINE void attend_own(const Et5Args& args, const Et5Layer& layer, int64_t b, int64_t h, const Et5Shared& shared,
                            float* scores) {
-  const int64_t width = args.width, inner = args.heads * width, first = b * args.length * inner + h * width;
-  const int64_t at = (args.rows[b] * args.heads + h) * args.capacity * width, end = args.start + args.length;
+  const int64_t heads = args.model.heads, width = args.model.width, inner = heads * width;
+  const int64_t first = b * args.length * inner + h * width;
+  const int64_t at = (args.rows[b] * heads + h) * args.capacity * width, end = args.start + args.length;
   float *keys = layer.keys + at, *values = layer.values + at;
-  const uint8_t* mask = args.is_encoder ? args.mask + args.sources[b] * args.source_length : nullptr;
-  const float* bias = args.distance_bias + h * (args.is_encoder ? 2 * end - 1 : end);
+  const float* bias = args.distance_bias + h * end;
   for (int64_t t = 0; t < args.length; ++t) {
     std::memcpy(keys + (args.start + t) * width, shared.k + first + t * inner, sizeof(float) * width);
     std::memcpy(values + (args.start + t) * width, shared.v + first + t * inner, sizeof(float) * width);
   }
   for (int64_t t = 0; t < args.length; ++t) {
-    const int64_t seen = args.is_encoder ? end : args.start + t + 1;
+    const int64_t seen = args.start + t + 1;
     const float* near = bias + args.length - 1 - t;
     for (int64_t j = 0; j < seen; ++j)
-      scores[j] = mask && !mask[j] ? -INFINITY : dot(shared.q + first + t * inner, keys + j * width, width) + near[j];
+      scores[j] = dot(shared.q + first + t * inner, keys + j * width, width) + near[j];
     softmax(scores, seen);
     blend(scores, values, seen, width, shared.context + first + t * inner);
   }
@@ -54,8 +54,9 @@ ISA_INLINE void attend_own(const Et5Args& args, const Et5Layer& layer, int64_t b
 // They look at the source.
 ISA_INLINE void attend_source(const Et5Args& args, const Et5Layer& layer, int64_t b, int64_t h,
                               const Et5Shared& shared, float* scores) {
-  const int64_t width = args.width, inner = args.heads * width, first = b * args.length * inner + h * width;
-  const int64_t at = (args.sources[b] * args.heads + h) * args.source_length * width;
+  const int64_t heads = args.model.heads, width = args.model.width, inner = heads * width;
+  const int64_t first = b * args.length * inner + h * width;
+  const int64_t at = (args.sources[b] * heads + h) * args.source_length * width;
   const uint8_t* mask = args.mask + args.sources[b] * args.source_length;
   for (int64_t t = 0; t < args.length; ++t) {
     for (int64_t j = 0; j < args.source_length; ++j)
@@ -65,90 +66,55 @@ ISA_INLINE void attend_source(const Et5Args& args, const Et5Layer& layer, int64_
   }
 }
 
-ISA_INLINE Vec activated(Vec x, int64_t activation) {
-  if (activation == RELU) return larger(Vec{}, x);
-  if (activation == GELU_TANH) {  // 1 + tanh(y) = 2 sigmoid(2 y)
-    const Vec y = 0.7978845608f * (x + 0.044715f * x * x * x);
-    return x * sigmoid(2.0f * y);
-  }
-  float part[W];
-  store(part, x);
-  for (int i = 0; i < W; ++i) part[i] *= 0.5f * (1.0f + std::erf(part[i] * 0.7071067812f));
-  return load(part);
-}
-
-template <class T>
-ISA_INLINE void embed_tokens(const Et5Args& args, const Range& part, float* residual) {
-  for (int64_t n = 0; n < args.batch * args.length; ++n) {
-    const T* row = static_cast<const T*>(args.embedding) + args.ids[n] * args.embedding_row;
-    const float scale = args.embedding_scale ? args.embedding_scale[args.ids[n]] : 1.0f;
-    for (int64_t i = part.first; i < part.last; ++i) residual[n * args.hidden + i] = as_float(row[i]) * scale;
-  }
-}
-
 ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, const Own& own, float* scores,
                                 int64_t thread, int64_t threads) {
-  const int64_t tokens = args.batch * args.length, hidden = args.hidden, inner = args.heads * args.width, ff = args.ff;
-  const int64_t pairs = args.batch * args.heads;
+  const Et5Model& model = args.model;
+  const int64_t tokens = args.batch * args.length, hidden = model.hidden, inner = model.heads * model.width;
+  const int64_t ff = model.ff, pairs = args.batch * model.heads;
   const Range outputs = part_of(hidden, thread, threads), inners = part_of(inner, thread, threads);
   const Range ffs = part_of(ff, thread, threads);
   const Range heads = {pairs * thread / threads, pairs * (thread + 1) / threads};
-  if (args.embedding_format == BFLOAT16)
-    embed_tokens<uint16_t>(args, outputs, shared.residual);
-  else if (args.embedding_format == INT8)
-    embed_tokens<int8_t>(args, outputs, shared.residual);
-  else
-    embed_tokens<float>(args, outputs, shared.residual);
+  for (int64_t n = 0; n < tokens; ++n) embed(model, args.ids[n], outputs, shared.residual + n * hidden);
   meet();
-  for (int64_t l = 0; l < args.layer_count; ++l) {
-    const Et5Layer& layer = args.layers[l];
-    rms_norm(shared.residual, layer.norm, hidden, tokens, args.epsilon, own.x);
+  for (int64_t l = 0; l < model.layer_count; ++l) {
+    const Et5Layer& layer = model.layers[l];
+    rms_norm(shared.residual, layer.norm, hidden, tokens, model.epsilon, own.x);
     const Input normed = prepare(layer.q, own.x, hidden, tokens, own);
     multiply(layer.q, inners, normed, shared.q, inner, false);
     multiply(layer.k, inners, normed, shared.k, inner, false);
     multiply(layer.v, inners, normed, shared.v, inner, false);
     meet();
     for (int64_t i = heads.first; i < heads.last; ++i)
-      attend_own(args, layer, i / args.heads, i % args.heads, shared, scores);
+      attend_own(args, layer, i / model.heads, i % model.heads, shared, scores);
     meet();
     multiply(layer.o, outputs, prepare(layer.o, shared.context, inner, tokens, own), shared.residual, hidden, true);
     meet();
-    if (!args.is_encoder) {
-      rms_norm(shared.residual, layer.cross_norm, hidden, tokens, args.epsilon, own.x);
-      multiply(layer.cross_q, inners, prepare(layer.cross_q, own.x, hidden, tokens, own), shared.q, inner, false);
-      meet();
-      for (int64_t i = heads.first; i < heads.last; ++i)
-        attend_source(args, layer, i / args.heads, i % args.heads, shared, scores);
-      meet();
-      multiply(layer.cross_o, outputs, prepare(layer.cross_o, shared.context, inner, tokens, own), shared.residual,
-               hidden, true);
-      meet();
-    }
-    rms_norm(shared.residual, layer.ff_norm, hidden, tokens, args.epsilon, own.x);
+    rms_norm(shared.residual, layer.cross_norm, hidden, tokens, model.epsilon, own.x);
+    multiply(layer.cross_q, inners, prepare(layer.cross_q, own.x, hidden, tokens, own), shared.q, inner, false);
+    meet();
+    for (int64_t i = heads.first; i < heads.last; ++i)
+      attend_source(args, layer, i / model.heads, i % model.heads, shared, scores);
+    meet();
+    multiply(layer.cross_o, outputs, prepare(layer.cross_o, shared.context, inner, tokens, own), shared.residual,
+             hidden, true);
+    meet();
+    rms_norm(shared.residual, layer.ff_norm, hidden, tokens, model.epsilon, own.x);
     const Input fed = prepare(layer.wi, own.x, hidden, tokens, own);
     multiply(layer.wi, ffs, fed, shared.ff, ff, false);
     if (layer.gate.data) multiply(layer.gate, ffs, fed, shared.gate, ff, false);
     for (int64_t n = 0; n < tokens; ++n)
-      for (int64_t i = ffs.first; i < ffs.last; i += W) {
-        const int64_t lanes = ffs.last - i, at = n * ff + i;
-        Vec x = activated(load_part(shared.ff + at, lanes), args.activation);
-        if (layer.gate.data) x *= load_part(shared.gate + at, lanes);
-        store_part(shared.ff + at, x, lanes);
-      }
+      activate(ffs, model.activation, layer.gate.data ? shared.gate + n * ff : nullptr, shared.ff + n * ff);
     meet();
     multiply(layer.wo, outputs, prepare(layer.wo, shared.ff, ff, tokens, own), shared.residual, hidden, true);
     meet();
   }
   const int64_t skipped = args.length - args.kept, kept = args.batch * args.kept;
-  float* const last = args.is_encoder ? args.logits : own.x;
-  if (args.is_encoder && thread != 0) return;
   for (int64_t b = 0; b < args.batch; ++b)
-    rms_norm(shared.residual + (b * args.length + skipped) * hidden, args.norm, hidden, args.kept, args.epsilon,
-             last + b * args.kept * hidden);
-  if (args.is_encoder) return;
+    rms_norm(shared.residual + (b * args.length + skipped) * hidden, model.norm, hidden, args.kept, model.epsilon,
+             own.x + b * args.kept * hidden);
   for (int64_t i = 0; i < kept * hidden; ++i) own.x[i] *= static_cast<float>(args.scale);
-  multiply(args.head, part_of(args.vocab, thread, threads), prepare(args.head, own.x, hidden, kept, own), args.logits,
-           args.vocab, false);
+  multiply(args.head, part_of(model.vocab, thread, threads), prepare(args.head, own.x, hidden, kept, own), args.logits,
+           model.vocab, false);
 }
 
 }  // namespace ISA_NAMESPACE

@@ -9,13 +9,6 @@
 
 namespace ISA_NAMESPACE {
 
-ISA_INLINE float as_float(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 // Sums of `rows` with N vectors, still without the vectors' scales.
 template <int N>
 ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, int64_t groups,

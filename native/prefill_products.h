@@ -112,12 +112,13 @@ ISA_INLINE IntVec add_fours(IntVec sum, const float* w, const int8_t* x) {
 #endif
 }
 
-// Adds the products of N tokens with a panel to their sums [N][PANEL]: floats.
+// Adds the products of N tokens with a panel to their sums [N][sums_row]: floats.
 template <int N>
-ISA_INLINE void float_tile(const float* panel, int64_t depth, const float* x, int64_t x_row, float* sums) {
+ISA_INLINE void float_tile(const float* panel, int64_t depth, const float* x, int64_t x_row, float* sums,
+                           int64_t sums_row) {
   Vec sum[N][2];
   for (int b = 0; b < N; ++b)
-    for (int v = 0; v < 2; ++v) sum[b][v] = load(sums + b * PANEL + v * W);
+    for (int v = 0; v < 2; ++v) sum[b][v] = load(sums + b * sums_row + v * W);
   for (int64_t u = 0; u < depth; ++u, panel += PANEL, ++x) {
     const Vec first = load(panel), second = load(panel + W);
     for (int b = 0; b < N; ++b) {
@@ -126,10 +127,20 @@ ISA_INLINE void float_tile(const float* panel, int64_t depth, const float* x, in
     }
   }
   for (int b = 0; b < N; ++b)
-    for (int v = 0; v < 2; ++v) store(sums + b * PANEL + v * W, sum[b][v]);
+    for (int v = 0; v < 2; ++v) store(sums + b * sums_row + v * W, sum[b][v]);
 }
 
-// The same for bytes: 32-bit sums, kept where floats would be.
+// The same for any number of tokens.
+ISA_INLINE void float_tiles(const float* panel, int64_t depth, const float* x, int64_t x_row, int64_t count,
+                            float* sums, int64_t sums_row) {
+  int64_t t = 0;
+  for (; t + TILE <= count; t += TILE)
+    float_tile<TILE>(panel, depth, x + t * x_row, x_row, sums + t * sums_row, sums_row);
+  for (; t + 2 <= count; t += 2) float_tile<2>(panel, depth, x + t * x_row, x_row, sums + t * sums_row, sums_row);
+  if (t < count) float_tile<1>(panel, depth, x + t * x_row, x_row, sums + t * sums_row, sums_row);
+}
+
+// The same for bytes: 32-bit sums [N][PANEL], kept where floats would be.
 template <int N>
 ISA_INLINE void byte_tile(const float* panel, int64_t depth, const int8_t* x, int64_t x_row, float* sums) {
   IntVec sum[N][2];
@@ -175,7 +186,7 @@ ISA_INLINE void add_tile(const Desk& desk, int64_t depth, const Tokens& in, int6
   else if constexpr (Kind == INT4)
     group_tile<N>(desk.panel, depth, desk.factors, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
   else
-    float_tile<N>(desk.panel, depth, in.x + t * in.row + first, in.row, sums);
+    float_tile<N>(desk.panel, depth, in.x + t * in.row + first, in.row, sums, PANEL);
 }
 
 // Adds up the products of all tokens with rows r to r + rows. T is how the matrix is stored.

@@ -14,6 +14,13 @@ typedef float Vec __attribute__((vector_size(W * 4)));
 typedef int32_t IntVec __attribute__((vector_size(W * 4)));
 typedef float UnalignedVec __attribute__((vector_size(W * 4), aligned(4), may_alias));
 
+ISA_INLINE float as_float(uint16_t x) {  // bfloat16
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 ISA_INLINE Vec splat(float x) { return Vec{} + x; }
 ISA_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 ISA_INLINE void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }

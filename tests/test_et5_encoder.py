@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from test_et5_pass import EXPERTS, LENGTHS, sources_of
 from tiny_experts import VOCAB, random_batch, tiny_et5
 
 from mambaformer.modeling_mambaformer import et5_encoder, packed_weights
-from mambaformer.modeling_mambaformer.et5_encoder import MOST_TOKENS, ET5Encoder, compiled_parts
+from mambaformer.modeling_mambaformer.et5_encoder import ET5Encoder, compiled_parts, is_whole
 from mambaformer.modeling_mambaformer.et5_pass import DECODE_LIBRARY
 from mambaformer.modeling_mambaformer.lazy_et5 import LazyET5State
 from mambaformer.modeling_mambaformer.quantized_et5 import round_et5
+
+LONG = [300, 97, 1, 260]  # beyond a block of queries, of keys and of tokens
 
 pytestmark = pytest.mark.skipif(not hasattr(DECODE_LIBRARY, "mambaformer_et5_pass"), reason="the library is not built")
 
@@ -43,18 +46,27 @@ def encoded(et5, encoder: ET5Encoder | None, lengths=LENGTHS, calls=((0, 2), (0,
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_states_are_those_of_the_modules(kind, threads, runs, monkeypatch):
-    """Padded sources, some at a time; beyond the exact buckets of distance."""
+    """Padded sources, some at a time; beyond the exact buckets of distance, and beyond what is taken at a time."""
     monkeypatch.setattr(packed_weights, "PRODUCTS_A_THREAD", 1)
     et5, before = EXPERTS[kind](), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        for lengths, calls in ((LENGTHS, ((0, 2), (0, 1, 3))), ([MOST_TOKENS], ((0,),)), ([1], ((0,),))):
+        for lengths, calls in ((LENGTHS, ((0, 2), (0, 1, 3))), (LONG, ((1,), (0, 1, 2, 3))), ([1], ((0,),))):
             runs.clear()
             here, there = (encoded(et5, encoder, lengths, calls) for encoder in (ET5Encoder(), None))
             assert len(runs) == len(calls)
             torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-4)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("width", [1, 7, 12, 64, 300])
+def test_heads_of_any_width(width, runs):
+    et5 = tiny_et5(width=width)
+    torch.testing.assert_close(
+        encoded(et5, ET5Encoder(), LONG), encoded(et5, None, LONG), atol=2e-5, rtol=1e-4
+    )
+    assert runs
 
 
 @pytest.mark.parametrize("isa", ["best", "portable"])
@@ -67,10 +79,11 @@ def test_rounded_weights_are_read_as_they_are(isa, runs, monkeypatch):
     assert (here - there).norm() < 1e-4 * there.norm()
 
 
-def test_a_source_depends_neither_on_its_neighbours_nor_on_the_threads(monkeypatch):
+@pytest.mark.parametrize("lengths", [LENGTHS, LONG])
+def test_a_source_depends_neither_on_its_neighbours_nor_on_the_threads(lengths, monkeypatch):
     """To the bit."""
     monkeypatch.setattr(packed_weights, "PRODUCTS_A_THREAD", 1)
-    et5, encoder, batch = tiny_et5(), ET5Encoder(), random_batch(LENGTHS)
+    et5, encoder, batch = tiny_et5(), ET5Encoder(), random_batch(lengths)
     with torch.no_grad():
         together = encoder.encode(et5, batch["input_ids"], batch["attention_mask"])
         for row, mask in enumerate(batch["attention_mask"].bool()):
@@ -84,11 +97,46 @@ def test_a_source_depends_neither_on_its_neighbours_nor_on_the_threads(monkeypat
             torch.set_num_threads(before)
 
 
-def test_long_sources_go_to_the_modules(runs):
-    encoded(tiny_et5(), ET5Encoder(), [MOST_TOKENS + 1], ((0,),))
-    assert not runs
-    encoded(tiny_et5(), ET5Encoder(), [MOST_TOKENS], ((0,),))
-    assert runs == [(1, MOST_TOKENS)]
+def test_padding_between_tokens_goes_to_the_modules():
+    assert is_whole(torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]))
+    assert not is_whole(torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1]]))
+    mask = torch.ones(1, 8)
+    with torch.no_grad():
+        assert ET5Encoder().encode(tiny_et5(), torch.ones(1, 8).long(), mask) is not None
+        mask[0, 3] = 0
+        assert ET5Encoder().encode(tiny_et5(), torch.ones(1, 8).long(), mask) is None
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_states_on_padding_are_zero(side):
+    batch = random_batch([5, 9])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    if side == "right":
+        ids, mask = ids.flip(1), mask.flip(1)
+    with torch.no_grad():
+        states = ET5Encoder().encode(tiny_et5(), ids, mask)
+    assert not states[mask == 0].any() and states[mask == 1].any(1).all()
+
+
+PEAK = Path("/proc/self/clear_refs")
+
+
+@pytest.mark.skipif(not PEAK.exists(), reason="this system does not tell a process's peak memory")
+def test_memory_grows_with_the_length_not_with_its_square():
+    """All pairs of positions alone would take 1 GiB."""
+    length, et5 = 8192, tiny_et5(encoder_layers=1)
+    ids, mask = torch.ones(1, length).long(), torch.ones(1, length)
+
+    def peak_kib() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+    with torch.no_grad():
+        ET5Encoder().encode(et5, ids[:, :256], mask[:, :256])
+        PEAK.write_text("5")  # from here on
+        before = peak_kib()
+        ET5Encoder().encode(et5, ids, mask)
+    assert peak_kib() - before < 64 * 1024
 
 
 def test_it_steps_aside(runs):

@@ -150,7 +150,7 @@ def test_the_pass_reads_the_tensors_themselves():
     packed = PackedET5(et5, "float32")
     block = et5.decoder.block[0].layer
     assert packed.layers[0].q.data == block[0].SelfAttention.q.qweight.data_ptr()
-    assert packed.args.embedding == packed.args.head.data == et5.shared.qweight.data_ptr()
+    assert packed.model.embedding == packed.head.data == et5.shared.qweight.data_ptr()
     assert packed.copied_bytes == 4 * (6 * 64 + 2 * 128 + 64 + VOCAB)  # the sums of rows
     assert packed.pass_bytes == float_bytes // 4
 

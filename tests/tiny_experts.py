@@ -13,13 +13,13 @@ END = 1
 ET5_KINDS = ("v1.0", "v1.1", "untied")
 
 
-def tiny_et5(kind: str = "v1.1", seed: int = 0, encoder_layers: int = 2, decoder_layers: int = 3):
+def tiny_et5(kind: str = "v1.1", seed: int = 0, encoder_layers: int = 2, decoder_layers: int = 3, width: int = 8):
     """A random T5: `v1.0` (relu, scaled tied head), `v1.1` (gated) or `untied` (gated, own head as flan's)."""
     torch.manual_seed(seed)
     config = T5Config(
         vocab_size=VOCAB,
         d_model=32,
-        d_kv=8,
+        d_kv=width,
         d_ff=48,
         num_layers=encoder_layers,
         num_decoder_layers=decoder_layers,

@@ -36,24 +36,31 @@ MOST_TOKENS = 96  # of all rows of a pass; more of them keep a BLAS busy, whose 
 
 
 class Et5Layer(ctypes.Structure):
-    """`Et5Layer` of native/et5_pass.cpp."""
+    """`Et5Layer` of native/et5_model.h."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("norm", "cross_norm", "ff_norm")]
     _fields_ += [(name, Matrix) for name in MATRICES]
     _fields_ += [(name, ctypes.c_void_p) for name in ("keys", "values", "cross_keys", "cross_values")]
 
 
+class Et5Model(ctypes.Structure):
+    """`Et5Model` of native/et5_model.h."""
+
+    _fields_ = [("layers", ctypes.POINTER(Et5Layer))]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("embedding", "embedding_scale", "norm")]
+    _fields_ += [("epsilon", ctypes.c_double)]
+    _fields_ += [(name, ctypes.c_int64) for name in ("layer_count", "hidden", "heads", "width", "ff", "vocab")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("embedding_format", "embedding_row", "activation")]
+
+
 class Et5Args(ctypes.Structure):
     """`Et5Args` of native/et5_pass.cpp."""
 
-    _fields_ = [("layers", ctypes.POINTER(Et5Layer))]
-    _fields_ += [(name, ctypes.c_void_p) for name in ("ids", "rows", "sources", "mask", "distance_bias")]
-    _fields_ += [(name, ctypes.c_void_p) for name in ("embedding", "embedding_scale", "norm", "logits")]
-    _fields_ += [("head", Matrix), ("epsilon", ctypes.c_double), ("scale", ctypes.c_double)]
-    _fields_ += [(name, ctypes.c_int64) for name in ("layer_count", "batch", "length", "start", "kept", "hidden")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("heads", "width", "ff", "capacity", "source_length", "vocab")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("embedding_format", "embedding_row", "activation", "threads")]
-    _fields_ += [("is_encoder", ctypes.c_int64)]
+    _fields_ = [("model", Et5Model)]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("ids", "rows", "sources", "mask", "distance_bias", "logits")]
+    _fields_ += [("head", Matrix), ("scale", ctypes.c_double)]
+    _fields_ += [(name, ctypes.c_int64) for name in ("batch", "length", "start", "kept", "capacity")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("source_length", "threads")]
 
 
 class PackedStack(Packing):
@@ -74,7 +81,7 @@ class PackedStack(Packing):
         for layer, block in zip(self.layers, stack.block, strict=True):
             self._fill(layer, block.layer[0], block.layer[-1], config.is_gated_act)
         self.attention = stack.block[0].layer[0].SelfAttention
-        self.args = Et5Args(
+        self.model = Et5Model(
             layers=self.layers,
             norm=self._float(stack.final_layer_norm.weight),
             epsilon=config.layer_norm_epsilon,
@@ -85,7 +92,7 @@ class PackedStack(Packing):
             ff=config.d_ff,
             activation=ACTIVATIONS[config.dense_act_fn],
         )
-        self._embed(self.args, stack.embed_tokens)
+        self._embed(self.model, stack.embed_tokens)
 
     def _fill(self, layer: Et5Layer, own: nn.Module, feed: nn.Module, gated: bool) -> None:
         """Enter self-attention and feed-forward part."""
@@ -110,18 +117,18 @@ class PackedET5(PackedStack):
             layer.cross_norm = self._float(cross.layer_norm.weight)
             layer.cross_q, layer.cross_o = map(self._matrix, (cross.EncDecAttention.q, cross.EncDecAttention.o))
             self.cross.append((cross.EncDecAttention.k, cross.EncDecAttention.v))
-        self.args.head, self.args.scale = self._matrix(et5.lm_head), head_scale(et5)
+        self.head, self.scale = self._matrix(et5.lm_head), head_scale(et5)
         self.checked = self.sample()
 
     def source_states(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values `(n, H, S, K)` of the source, a layer each, from encoder states `(n, S, D)`."""
-        shape = (*states.shape[:2], self.args.heads, self.args.width)
+        shape = (*states.shape[:2], self.model.heads, self.model.width)
         return [tuple(part(states).view(shape).transpose(1, 2) for part in pair) for pair in self.cross]
 
     @property
     def pass_bytes(self) -> int:
         """Bytes of weights that one pass reads, whatever the number of its tokens."""
-        matrices = [getattr(layer, name) for layer in self.layers for name in MATRICES] + [self.args.head]
+        matrices = [getattr(layer, name) for layer in self.layers for name in MATRICES] + [self.head]
         return sum(m.rows * m.columns * {FLOAT32: 4, BFLOAT16: 2}.get(m.format, 1) for m in matrices if m.data)
 
 
@@ -260,40 +267,46 @@ def run_pass(
     for layer, mine, theirs in zip(layers, own, cross, strict=True):
         layer.keys, layer.values = (x.data_ptr() for x in mine)
         layer.cross_keys, layer.cross_values = (x.data_ptr() for x in theirs)
-    end = start + ids.shape[1]
+    batch, length = ids.shape
+    end = start + length
     bias = packed.attention.compute_bias(1, end, past_seen_tokens=end - 1)[0, :, 0].contiguous()  # (H, end)
-    logits = torch.empty(len(ids), kept, packed.args.vocab, dtype=torch.float32)
-    return call_pass(packed, layers, ids, rows, sources, mask, bias, logits, start, own[0][0].shape[2])
-
-
-def call_pass(
-    packed: PackedStack,
-    layers: ctypes.Array,
-    ids: Tensor,
-    rows: Tensor,
-    sources: Tensor,
-    mask: Tensor,
-    bias: Tensor,
-    result: Tensor,
-    start: int,
-    capacity: int,
-) -> Tensor:
-    """
-    Call the library, which writes `result`; the caller answers for shapes, dtypes and the memory behind `layers`.
-
-    Args:
-        bias: of distances, as native/et5_pass.cpp has it. result: `(R, kept, V)`, or states `(R, T, D)` of an encoder.
-        capacity: positions for which there is room in keys and values. The others, and the errors, as in `run_pass`.
-    """
-    (batch, length), args = ids.shape, type(packed.args).from_buffer_copy(packed.args)
+    logits = torch.empty(batch, kept, packed.model.vocab, dtype=torch.float32)
     ids, rows, sources, mask = ids.contiguous(), rows.contiguous(), sources.contiguous(), mask.bool().contiguous()
-    args.layers, args.ids, args.rows, args.sources = layers, ids.data_ptr(), rows.data_ptr(), sources.data_ptr()
-    args.mask, args.distance_bias, args.logits = mask.data_ptr(), bias.data_ptr(), result.data_ptr()
-    args.batch, args.length, args.start, args.kept = batch, length, start, result.shape[1]
-    args.capacity, args.source_length, args.threads = capacity, mask.shape[1], packed.threads(batch * length)
+    model = Et5Model.from_buffer_copy(packed.model)
+    model.layers = layers
+    args = Et5Args(
+        model=model,
+        ids=ids.data_ptr(),
+        rows=rows.data_ptr(),
+        sources=sources.data_ptr(),
+        mask=mask.data_ptr(),
+        distance_bias=bias.data_ptr(),
+        logits=logits.data_ptr(),
+        head=packed.head,
+        scale=packed.scale,
+        batch=batch,
+        length=length,
+        start=start,
+        kept=kept,
+        capacity=own[0][0].shape[2],
+        source_length=mask.shape[1],
+        threads=packed.threads(batch * length),
+    )
     error = DECODE_LIBRARY.mambaformer_et5_pass(ctypes.byref(args))
+    check_error(error, f"a pass of {batch} rows and {length} positions", ids, model.vocab)
+    return logits
+
+
+def check_error(error: int, what: str, ids: Tensor, vocab: int) -> None:
+    """
+    Raise what a call of the library tells.
+
+    Raises:
+        IndexError: for an id outside the vocabulary.
+        MemoryError: where the workspace found no memory.
+    """
     if error == 2:
-        raise IndexError(f"a token id is outside [0, {args.vocab}): {ids.flatten().tolist()}")
+        outside = ids[(ids < 0) | (ids >= vocab)]
+        raise IndexError(f"a token id is outside [0, {vocab}): {outside.flatten().tolist()}")
     if error:
-        raise MemoryError(f"a pass of {batch} rows and {length} positions found no memory; use a smaller batch")
-    return result
+        raise MemoryError(f"{what} found no memory; use a smaller batch")

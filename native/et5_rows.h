@@ -1,0 +1,47 @@
+// Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+//
+// What a token goes through in a T5's encoder and decoder alike, beside products and attention. Included by their
+// kernels once for every instruction set.
+
+#include "token_rows.h"
+
+namespace ISA_NAMESPACE {
+
+ISA_INLINE Vec activated(Vec x, int64_t activation) {
+  if (activation == RELU) return larger(Vec{}, x);
+  if (activation == GELU_TANH) {  // 1 + tanh(y) = 2 sigmoid(2 y)
+    const Vec y = 0.7978845608f * (x + 0.044715f * x * x * x);
+    return x * sigmoid(2.0f * y);
+  }
+  float part[W];
+  store(part, x);
+  for (int i = 0; i < W; ++i) part[i] *= 0.5f * (1.0f + std::erf(part[i] * 0.7071067812f));
+  return load(part);
+}
+
+// to = activated(to), times `gate` where there is one: the part of one token's feed-forward row.
+ISA_INLINE void activate(const Range& part, int64_t activation, const float* gate, float* to) {
+  for (int64_t i = part.first; i < part.last; i += W) {
+    const int64_t lanes = part.last - i;
+    Vec x = activated(load_part(to + i, lanes), activation);
+    if (gate) x *= load_part(gate + i, lanes);
+    store_part(to + i, x, lanes);
+  }
+}
+
+template <class T>
+ISA_INLINE void embed_row(const Et5Model& model, int64_t id, const Range& part, float* to) {
+  const T* row = static_cast<const T*>(model.embedding) + id * model.embedding_row;
+  const float scale = model.embedding_scale ? model.embedding_scale[id] : 1.0f;
+  for (int64_t i = part.first; i < part.last; ++i) to[i] = as_float(row[i]) * scale;
+}
+ISA_INLINE void embed(const Et5Model& model, int64_t id, const Range& part, float* to) {
+  if (model.embedding_format == BFLOAT16)
+    embed_row<uint16_t>(model, id, part, to);
+  else if (model.embedding_format == INT8)
+    embed_row<int8_t>(model, id, part, to);
+  else
+    embed_row<float>(model, id, part, to);
+}
+
+}  // namespace ISA_NAMESPACE
