@@ -21,6 +21,7 @@
 #include <cmath>
 
 #include "mamba_model.h"
+#include "token_blocks.h"
 
 namespace {
 
@@ -62,25 +63,24 @@ int mambaformer_decode_run(const RunArgs* pointer) {
 
   const int64_t layer = dim * (3 * args.hidden + projections + args.rank + 8 * args.state);
   const int64_t threads = thread_count(args.threads, (dim + SPAN - 1) / SPAN, batch * args.layer_count * layer);
-  const int64_t widest = filled(args.hidden > dim ? args.hidden : dim);
-  const int64_t shared_size = batch * (args.hidden + 4 * dim + projections);
-  const int64_t own_size = batch * (args.hidden + 1 + widest / 4) + BYTES;
-  Buffer workspace(shared_size + threads * own_size);
+  const int64_t widest = args.hidden > dim ? args.hidden : dim, own = own_size(batch, args.hidden, widest);
+  Buffer workspace(whole_lines(batch * (args.hidden + 4 * dim + projections)) + threads * own + LINE);
   if (!workspace.data) return 1;
+  Arena arena(workspace);
   Shared shared;
-  shared.residual = workspace.data;
+  shared.residual = arena.take(batch * (args.hidden + 4 * dim + projections));
   shared.xz = shared.residual + batch * args.hidden;
   shared.projected = shared.xz + batch * 2 * dim;
   shared.delta = shared.projected + batch * projections;
   shared.y = shared.delta + batch * dim;
+  float* owns = arena.next;
   const auto run = CHOOSE_ISA(run_layers);
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
   {
     const FlushDenormals flush;
     const int64_t thread = thread_index();
-    float* at = workspace.data + shared_size + thread * own_size;
-    const Own own = {at, at + batch * args.hidden, reinterpret_cast<int8_t*>(at + batch * (args.hidden + 1))};
-    run(whole, shared, own, thread, team_size());
+    Arena mine(owns + thread * own);
+    run(whole, shared, take_own(mine, batch, args.hidden, widest), thread, team_size());
   }
   return 0;
 }

@@ -2,7 +2,7 @@
 //
 // What one thread does in a decoding step. Included by for_each_isa.h once for every instruction set.
 
-#include "matrix_products.h"
+#include "prefill_products.h"
 #include "token_rows.h"
 
 namespace ISA_NAMESPACE {
@@ -137,22 +137,22 @@ ISA_TARGET static void run_layers(const RunArgs& run, const Shared& shared, cons
     const Layer& layer = args.layers[l];
     rms_norm(shared.residual, layer.norm, hidden, batch, args.epsilon, own.x);
     const Input normed = prepare(layer.in_proj, own.x, hidden, batch, own);
-    multiply(layer.in_proj, channels, normed, shared.xz, 2 * dim, false);
-    multiply(layer.in_proj, gates, normed, shared.xz, 2 * dim, false);
+    multiply(layer.in_proj, channels, normed, shared.xz, 2 * dim, false, own.desk);
+    multiply(layer.in_proj, gates, normed, shared.xz, 2 * dim, false, own.desk);
     if (args.window_format == BFLOAT16)
       convolve<uint16_t>(run, layer, args.windows[l], run.window_log[l], channels, shared.xz);
     else
       convolve<float>(run, layer, args.windows[l], run.window_log[l], channels, shared.xz);
     meet();
     const Input convolved = prepare(layer.x_proj, shared.xz, 2 * dim, batch, own);
-    multiply(layer.x_proj, parts, convolved, shared.projected, projections, false);
+    multiply(layer.x_proj, parts, convolved, shared.projected, projections, false, own.desk);
     meet();
     const Input step = prepare(layer.dt_proj, shared.projected, projections, batch, own);
-    multiply(layer.dt_proj, channels, step, shared.delta, dim, false);
+    multiply(layer.dt_proj, channels, step, shared.delta, dim, false, own.desk);
     scan_step(run, layer, args.states[l], run.state_log[l], channels, shared);
     meet();
     const Input gated = prepare(layer.out_proj, shared.y, dim, batch, own);
-    multiply(layer.out_proj, outputs, gated, shared.residual, hidden, true);
+    multiply(layer.out_proj, outputs, gated, shared.residual, hidden, true, own.desk);
     meet();
   }
   rms_norm(shared.residual, args.norm, hidden, batch, args.epsilon, own.x);
@@ -160,7 +160,7 @@ ISA_TARGET static void run_layers(const RunArgs& run, const Shared& shared, cons
     for (int64_t i = outputs.first; i < outputs.last; ++i) args.hidden_out[b * hidden + i] = own.x[b * hidden + i];
   if (args.logits) {
     const Input last = prepare(args.head, own.x, hidden, batch, own);
-    multiply(args.head, part_of(args.vocab, thread, threads), last, args.logits, args.vocab, false);
+    multiply(args.head, part_of(args.vocab, thread, threads), last, args.logits, args.vocab, false, own.desk);
   }
 }
 

@@ -17,6 +17,7 @@
 #include <cmath>
 
 #include "et5_model.h"
+#include "token_blocks.h"
 
 namespace {
 
@@ -56,28 +57,30 @@ int mambaformer_et5_pass(const Et5Args* args) {
   const int64_t layer = hidden * (6 * inner + 3 * model.ff);
   const int64_t threads = thread_count(args->threads, (hidden + SPAN - 1) / SPAN,
                                        tokens * (model.layer_count * layer + model.vocab * hidden));
-  const int64_t keys = args->start + args->length > args->source_length ? args->start + args->length : args->source_length;
-  const int64_t inputs = inner > model.ff ? inner : model.ff, widest = filled(inputs > hidden ? inputs : hidden);
+  const int64_t end = args->start + args->length, keys = end > args->source_length ? end : args->source_length;
+  const int64_t inputs = inner > model.ff ? inner : model.ff, widest = inputs > hidden ? inputs : hidden;
+  const int64_t own = own_size(tokens, hidden, widest) + whole_lines(keys);
   const int64_t shared_size = tokens * (hidden + 4 * inner + 2 * model.ff);
-  const int64_t own_size = tokens * (hidden + 1 + widest / 4) + keys + BYTES;
-  Buffer workspace(shared_size + threads * own_size);
+  Buffer workspace(whole_lines(shared_size) + threads * own + LINE);
   if (!workspace.data) return 1;
+  Arena arena(workspace);
   Et5Shared shared;
-  shared.residual = workspace.data;
+  shared.residual = arena.take(shared_size);
   shared.q = shared.residual + tokens * hidden;
   shared.k = shared.q + tokens * inner;
   shared.v = shared.k + tokens * inner;
   shared.context = shared.v + tokens * inner;
   shared.ff = shared.context + tokens * inner;
   shared.gate = shared.ff + tokens * model.ff;
+  float* owns = arena.next;
   const auto run = CHOOSE_ISA(run_pass);
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
   {
     const FlushDenormals flush;
     const int64_t thread = thread_index();
-    float* at = workspace.data + shared_size + thread * own_size;
-    const Own own = {at, at + tokens * hidden, reinterpret_cast<int8_t*>(at + tokens * (hidden + 1))};
-    run(*args, shared, own, at + own_size - keys, thread, team_size());
+    Arena mine(owns + thread * own);
+    float* scores = mine.take(keys);
+    run(*args, shared, take_own(mine, tokens, hidden, widest), scores, thread, team_size());
   }
   return 0;
 }

@@ -3,7 +3,7 @@
 // What one thread does in a pass of ET5's decoder. Included by for_each_isa.h once for every instruction set.
 
 #include "et5_rows.h"
-#include "matrix_products.h"
+#include "prefill_products.h"
 
 namespace ISA_NAMESPACE {
 
@@ -80,32 +80,32 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
     const Et5Layer& layer = model.layers[l];
     rms_norm(shared.residual, layer.norm, hidden, tokens, model.epsilon, own.x);
     const Input normed = prepare(layer.q, own.x, hidden, tokens, own);
-    multiply(layer.q, inners, normed, shared.q, inner, false);
-    multiply(layer.k, inners, normed, shared.k, inner, false);
-    multiply(layer.v, inners, normed, shared.v, inner, false);
+    multiply(layer.q, inners, normed, shared.q, inner, false, own.desk);
+    multiply(layer.k, inners, normed, shared.k, inner, false, own.desk);
+    multiply(layer.v, inners, normed, shared.v, inner, false, own.desk);
     meet();
     for (int64_t i = heads.first; i < heads.last; ++i)
       attend_own(args, layer, i / model.heads, i % model.heads, shared, scores);
     meet();
-    multiply(layer.o, outputs, prepare(layer.o, shared.context, inner, tokens, own), shared.residual, hidden, true);
+    multiply(layer.o, outputs, prepare(layer.o, shared.context, inner, tokens, own), shared.residual, hidden, true, own.desk);
     meet();
     rms_norm(shared.residual, layer.cross_norm, hidden, tokens, model.epsilon, own.x);
-    multiply(layer.cross_q, inners, prepare(layer.cross_q, own.x, hidden, tokens, own), shared.q, inner, false);
+    multiply(layer.cross_q, inners, prepare(layer.cross_q, own.x, hidden, tokens, own), shared.q, inner, false, own.desk);
     meet();
     for (int64_t i = heads.first; i < heads.last; ++i)
       attend_source(args, layer, i / model.heads, i % model.heads, shared, scores);
     meet();
     multiply(layer.cross_o, outputs, prepare(layer.cross_o, shared.context, inner, tokens, own), shared.residual,
-             hidden, true);
+             hidden, true, own.desk);
     meet();
     rms_norm(shared.residual, layer.ff_norm, hidden, tokens, model.epsilon, own.x);
     const Input fed = prepare(layer.wi, own.x, hidden, tokens, own);
-    multiply(layer.wi, ffs, fed, shared.ff, ff, false);
-    if (layer.gate.data) multiply(layer.gate, ffs, fed, shared.gate, ff, false);
+    multiply(layer.wi, ffs, fed, shared.ff, ff, false, own.desk);
+    if (layer.gate.data) multiply(layer.gate, ffs, fed, shared.gate, ff, false, own.desk);
     for (int64_t n = 0; n < tokens; ++n)
       activate(ffs, model.activation, layer.gate.data ? shared.gate + n * ff : nullptr, shared.ff + n * ff);
     meet();
-    multiply(layer.wo, outputs, prepare(layer.wo, shared.ff, ff, tokens, own), shared.residual, hidden, true);
+    multiply(layer.wo, outputs, prepare(layer.wo, shared.ff, ff, tokens, own), shared.residual, hidden, true, own.desk);
     meet();
   }
   const int64_t skipped = args.length - args.kept, kept = args.batch * args.kept;
@@ -114,7 +114,7 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
              own.x + b * args.kept * hidden);
   for (int64_t i = 0; i < kept * hidden; ++i) own.x[i] *= static_cast<float>(args.scale);
   multiply(args.head, part_of(model.vocab, thread, threads), prepare(args.head, own.x, hidden, kept, own), args.logits,
-           model.vocab, false);
+           model.vocab, false, own.desk);
 }
 
 }  // namespace ISA_NAMESPACE

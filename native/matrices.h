@@ -27,12 +27,6 @@ struct Matrix {
 
 constexpr int64_t filled(int64_t columns) { return (columns + BYTES - 1) / BYTES * BYTES; }
 
-// What each thread has for itself: the input of a product, in float32 and rounded.
-struct Own {
-  float *x, *scales;  // [batch][hidden], [batch]
-  int8_t* bytes;      // [batch][filled(widest input)]
-};
-
 struct Range {
   int64_t first, last;
 };

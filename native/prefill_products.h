@@ -40,6 +40,12 @@ ISA_INLINE __m256 eight_units(const Nibbles* row, int64_t at) {  // a group
   return _mm256_castsi256_ps(_mm256_sub_epi8(_mm256_and_si256(halves, _mm256_set1_epi8(15)), _mm256_set1_epi8(8)));
 }
 
+// Asks memory for the same units of the next panel: neighbouring rows in turn are an order that it does not foresee.
+ISA_INLINE void ask_for(const float* row, int64_t at) { __builtin_prefetch(row + at); }
+ISA_INLINE void ask_for(const uint16_t* row, int64_t at) { __builtin_prefetch(row + at); }
+ISA_INLINE void ask_for(const int8_t* row, int64_t at) { __builtin_prefetch(row + 4 * at); }
+ISA_INLINE void ask_for(const Nibbles* row, int64_t at) { __builtin_prefetch(row + at / GROUP_UNITS * GROUP_BYTES); }
+
 ISA_INLINE void transpose(__m256 (&x)[8]) {
   __m256 y[8], z[8];
   for (int i = 0; i < 8; i += 2) {
@@ -78,7 +84,11 @@ ISA_INLINE void lay_out(const T* matrix, int64_t row, int64_t rows, int64_t firs
   for (; u + 8 <= depth; u += 8)
     for (int64_t r = 0; r < PANEL; r += 8) {
       __m256 x[8];
-      for (int64_t i = 0; i < 8; ++i) x[i] = eight_units(matrix + (r + i < rows ? r + i : 0) * row, first + u);
+      for (int64_t i = 0; i < 8; ++i) {
+        const T* from = matrix + (r + i < rows ? r + i : 0) * row;
+        x[i] = eight_units(from, first + u);
+        ask_for(from + PANEL * row, first + u);
+      }
       transpose(x);
       for (int64_t i = 0; i < 8; ++i) _mm256_storeu_ps(panel + (u + i) * PANEL + r, x[i]);
     }
@@ -250,6 +260,17 @@ ISA_INLINE void store_panel(const Matrix& matrix, int64_t r, int64_t rows, const
       add_panel<FLOAT32, float>(matrix, columns, columns, r, rows, in, desk);
     store_panel(matrix, r, rows, in, desk, to, to_row, add);
   }
+}
+
+constexpr int64_t MANY = 16;  // vectors for which laying out an int8 matrix pays
+
+// `multiply` for any number of vectors: of int8, whose sums are exact in any order, many of them are taken as tokens.
+ISA_INLINE void multiply(const Matrix& matrix, const Range& range, const Input& in, float* to, int64_t to_row, bool add,
+                         const Desk& desk) {
+  if (matrix.format == INT8 && in.batch >= MANY)
+    multiply_tokens(matrix, range, {nullptr, in.bytes, in.scales, 0, in.byte_row, in.batch}, to, to_row, add, desk);
+  else
+    multiply(matrix, range, in, to, to_row, add);
 }
 
 }  // namespace ISA_NAMESPACE

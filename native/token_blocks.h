@@ -50,4 +50,23 @@ constexpr int64_t desk_size(int64_t tokens) {
   return desk;
 }
 
+// What each thread has for itself where few tokens are taken: the input of a product, in float32 and rounded, and a desk
+// for more than a few.
+struct Own {
+  float *x, *scales;  // [batch][hidden], [batch]
+  int8_t* bytes;      // [batch][filled(widest input)]
+  Desk desk;
+};
+constexpr int64_t own_size(int64_t batch, int64_t hidden, int64_t widest) {
+  return whole_lines(batch * hidden) + whole_lines(batch) + whole_lines(batch * filled(widest) / 4) + desk_size(batch);
+}
+[[maybe_unused]] Own take_own(Arena& arena, int64_t batch, int64_t hidden, int64_t widest) {
+  Own own;
+  own.x = arena.take(batch * hidden);
+  own.scales = arena.take(batch);
+  own.bytes = reinterpret_cast<int8_t*>(arena.take(batch * filled(widest) / 4));
+  own.desk = take_desk(arena, batch);
+  return own;
+}
+
 }  // namespace
