@@ -188,7 +188,19 @@ ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, 
     poison += v * 0.0f;
   }
   const float bound = lane_max(largest), factor = bound > 0.0f ? 127.0f / bound : 0.0f;
-  for (int64_t i = 0; i < columns; i += W) {
+  int64_t i = 0;
+#if ISA_WIDTH >= 8
+  for (; i + 32 <= count; i += 32) {
+    __m256i whole[4];
+    for (int k = 0; k < 4; ++k)
+      whole[k] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * k), _mm256_set1_ps(factor)));
+    const __m256i low = _mm256_packs_epi32(whole[0], whole[1]), high = _mm256_packs_epi32(whole[2], whole[3]);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order));
+  }
+#endif
+  for (; i < columns; i += W) {
     const Vec v = i < count ? load_part(x + i, count - i) * factor : Vec{};
     const IntVec whole = (IntVec)(v + 12582912.0f) - 0x4B400000;  // 1.5 * 2^23: the low mantissa bits hold the integer
     *reinterpret_cast<UnalignedByteVec*>(to + i) = __builtin_convertvector(whole, ByteVec);

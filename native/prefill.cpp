@@ -19,7 +19,7 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 32;  // time steps that the scan takes together
+constexpr int64_t CHUNK = 16;  // time steps that the scan takes together
 constexpr int64_t MOST_TOKENS = 4096;
 
 // `model.ids` are (batch, width), each row's last lengths[row] being its source. `model.windows` and `model.states` are

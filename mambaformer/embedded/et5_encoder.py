@@ -87,7 +87,7 @@ def run_encoder(packed: PackedEncoder, ids: Tensor, mask: Tensor) -> Tensor:
         threads=packed.threads(len(tokens)),
     )
     error = DECODE_LIBRARY.mambaformer_et5_encode(ctypes.byref(args))
-    check_error(error, f"a source of {longest} tokens, or several of {len(tokens)} together,", tokens, args.model.vocab)
+    check_error(error, f"sources of {len(tokens)} tokens together", tokens, packed.model.vocab)
     if len(tokens) == mask.numel():
         return found.view(*mask.shape, -1)
     states = torch.zeros(*mask.shape, packed.model.hidden, dtype=torch.float32)
