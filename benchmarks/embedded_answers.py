@@ -10,7 +10,6 @@ Prints the first answers and writes all figures to `benchmarks/results/embedded_
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import time
 
@@ -23,6 +22,7 @@ from ..dental_qa import load_dental_qa, probe_rows
 from ..trainer.metrics import token_f1
 from .answer_content import Content
 from .machine import write_result
+from .rows import sampled
 
 ROUTINGS = ("auto", "emamba", "et5")
 
@@ -45,7 +45,7 @@ def main() -> None:
         rows = [vars(row) for row in probe_rows(500)]
     else:
         rows = list(load_dental_qa(arguments.split))
-    rows = random.Random(arguments.seed).sample(rows, min(arguments.rows, len(rows)))
+    rows = sampled(rows, arguments.rows, arguments.seed)
 
     scores = {routing: [] for routing in ROUTINGS}
     seconds = {routing: [] for routing in ROUTINGS}

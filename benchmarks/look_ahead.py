@@ -13,7 +13,6 @@ Writes `benchmarks/results/look_ahead.json` and `look_ahead.md`.
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import time
 from typing import Any
@@ -26,6 +25,7 @@ from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint
 
 from ..dental_qa import load_dental_qa
 from .machine import command_line, write_table
+from .rows import sampled
 
 PLAIN = 0  # the width of no look-ahead
 
@@ -119,8 +119,7 @@ def main() -> None:
 
     table, figures = [], {}
     for split in arguments.splits:
-        rows = list(load_dental_qa(split))
-        rows = random.Random(arguments.seed).sample(rows, min(arguments.rows, len(rows)))
+        rows = sampled(load_dental_qa(split), arguments.rows, arguments.seed)
         measured = []
         for at, row in enumerate(rows):
             source = tokenizer(format_source(row["question"], row["context"] or None), return_tensors="pt")

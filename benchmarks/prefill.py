@@ -36,7 +36,7 @@ from ..modeling_mambaformer.mamba_mixer import use_selective_scan
 from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY, PackedWeights
 from ..modeling_mambaformer.quantized_modules import round_emamba
 from ..modeling_mambaformer.sources import Sources
-from .machine import write_table
+from .machine import command_line, write_table
 
 LIBRARY_MODULES, OUR_MODULES = "transformers' modules, float32", "our modules, float32"
 FORMATS = ("float32", "int8", "int4")
@@ -198,12 +198,8 @@ def main() -> None:
             round(1e3 * row[2] / row[1], 1),
             round(grown[key]["grown_bytes"] / MEBIBYTE, 1) if key in grown else None,
         ]
-    shown = ("hidden_size", "layers", "vocab_size", "batch", "lengths", "scaling", "rounds", "threads")
-    options = {name: getattr(arguments, name) for name in shown}
-    text = {name: " ".join(map(str, x)) if isinstance(x, list) else x for name, x in options.items()}
     result = {
-        "command": "python -m mambaformer.benchmarks.prefill "
-        + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in text.items()),
+        "command": command_line("prefill", arguments),
         "columns": [
             "Reading",
             "Source tokens",
@@ -220,7 +216,7 @@ def main() -> None:
         "multiplications and additions in a second of the whole call. Rows with memory were measured in a process "
         "each, whose peak memory had first been that of reading one token.",
         "instructions": DECODE_LIBRARY.mambaformer_decode_isa().decode() if DECODE_LIBRARY is not None else None,
-        "arguments": options,
+        "arguments": vars(arguments),
         "load_average_at_start": load,
         "times": times,
         "scaling": grown,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import random
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from ..trainer.bertscore import OFFLINE, named_scorer
 from ..trainer.evaluation_statistics import PairedBootstrap
 from ..trainer.metrics import token_f1_each
 from .machine import command_line, write_table
+from .rows import sampled
 
 FORMATS = {
     "float32": lambda model: model,
@@ -79,8 +79,7 @@ def main() -> None:
     scorer = named_scorer(OFFLINE)
     table: list[list[object]] = []
     for split in arguments.splits:
-        rows = list(load_dental_qa(split))
-        rows = random.Random(arguments.seed).sample(rows, min(arguments.rows, len(rows)))
+        rows = sampled(load_dental_qa(split), arguments.rows, arguments.seed)
         references = [row["answer"] for row in rows]
         bootstrap = PairedBootstrap(len(rows))
         found = {name: answer_all(model, tokenizer, rows) for name, model in models.items()}

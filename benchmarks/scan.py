@@ -22,7 +22,7 @@ from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
 from ..modeling_mambaformer.native_library import LIBRARY
 from ..modeling_mambaformer.selective_scan import selective_scan
-from .machine import write_table
+from .machine import command_line, write_table
 
 LOOP = "transformers' loop"
 NAMES = {"loop": LOOP, "torch": "chunked PyTorch", "native": "compiled"}
@@ -119,8 +119,7 @@ def main() -> None:
             row += [round(1000 * ours, 2), round(loop / ours, 1)]
         rows.append([*row, f"{deviations[name]:.1e}"])
     result = {
-        "command": f"python -m mambaformer.benchmarks.scan --batch {arguments.batch} --length {arguments.length} "
-        f"--width {arguments.width} --state {arguments.state} --threads {arguments.threads} --clock {arguments.clock}",
+        "command": command_line("scan", arguments),
         "columns": ["Scan", "Forward, ms", "x loop", "Forward + backward, ms", "x loop", "Deviation from the loop"],
         "rows": rows,
         "note": f"One layer of width {arguments.width} and state {arguments.state}, {arguments.batch} x "

@@ -121,9 +121,9 @@ class PackedET5(PackedStack):
         self.checked = self.sample()
 
     def source_states(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values `(n, H, S, K)` of the source, a layer each, from encoder states `(n, S, D)`."""
+        """Keys and values `(n, H, S, K)` of the source, contiguous, a layer each, from encoder states `(n, S, D)`."""
         shape = (*states.shape[:2], self.model.heads, self.model.width)
-        return [tuple(part(states).view(shape).transpose(1, 2) for part in pair) for pair in self.cross]
+        return [tuple(part(states).view(shape).transpose(1, 2).contiguous() for part in pair) for pair in self.cross]
 
     @property
     def pass_bytes(self) -> int:

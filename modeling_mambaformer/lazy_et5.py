@@ -143,7 +143,7 @@ class LazyET5State:
         if missing.numel():
             found = packed.source_states(self.encoder_states[missing])
             if missing.numel() == len(self.crossed):
-                self.cross = [tuple(x.contiguous() for x in pair) for pair in found]
+                self.cross = found
             else:
                 if not self.cross:
                     shape = (len(self.crossed), *found[0][0].shape[1:])
