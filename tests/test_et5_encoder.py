@@ -63,7 +63,8 @@ def test_states_are_those_of_the_modules(kind, threads, runs, monkeypatch):
 @pytest.mark.parametrize("width", [1, 7, 12, 64, 300])
 def test_heads_of_any_width(width, runs):
     et5 = tiny_et5(width=width)
-    torch.testing.assert_close(encoded(et5, ET5Encoder(), LONG), encoded(et5, None, LONG), atol=2e-5, rtol=1e-4)
+    here, there = encoded(et5, ET5Encoder(), LONG), encoded(et5, None, LONG)
+    assert (here - there).norm() < 1e-5 * there.norm()  # wide heads make steep scores: single values differ more
     assert runs
 
 

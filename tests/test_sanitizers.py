@@ -25,7 +25,7 @@ WITHIN = (
     "or (test_emamba_decoder and (odd_sizes or depends_neither or bad_id or not_finite)) "
     "or (test_emamba_prefill and (odd_sizes or depends_neither or one_layer or checked or nothing or not_finite)) "
     "or (test_et5_pass and (depends_neither or far_distances or bad_ids)) "
-    "or (test_et5_encoder and (depends_neither or rounded_weights or mt5)) "
+    "or (test_et5_encoder and (depends_neither or any_width or rounded_weights or mt5)) "
     "or (test_router_step and (stay_as_they_are or past-9)) "
     "or (test_quantized_checkpoint and (rounded_modules_say or depends_neither or not_finite))"
 )
