@@ -138,14 +138,15 @@ def test_odd_sizes(weight_format, options, instructions):
     assert deviation(found, by_modules(model, cache, ids)) < BOUNDS[weight_format]
 
 
+@pytest.mark.parametrize("rows", [5, 17])  # the latter more than int8 takes one by one
 @pytest.mark.parametrize("weight_format", BOUNDS)
-def test_a_row_depends_neither_on_its_neighbours_nor_on_threads(weight_format, instructions, monkeypatch):
+def test_a_row_depends_neither_on_its_neighbours_nor_on_threads(weight_format, rows, instructions, monkeypatch):
     monkeypatch.setattr(packed_weights, "PRODUCTS_A_THREAD", 1)
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=300, hidden_size=128, num_hidden_layers=2, state_size=16)
     model = MambaForCausalLM(config).eval()
     use_selective_scan(model)
-    cache, ids = begin(model, 5)
+    cache, ids = begin(model, rows)
     decoder, before = EMambaDecoder(weight_format), torch.get_num_threads()
     together = []
     try:
@@ -155,7 +156,7 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_threads(weight_format, i
     finally:
         torch.set_num_threads(before)
     assert torch.equal(together[0], together[1]) and torch.equal(together[0], together[2])
-    for row in range(5):
+    for row in range(rows):
         alone = copy.deepcopy(cache)
         alone.reorder_cache(torch.tensor([row]))
         assert torch.equal(by_steps(decoder, model, alone, ids[row : row + 1]), together[0][row : row + 1])

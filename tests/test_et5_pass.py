@@ -14,7 +14,7 @@ from transformers import MT5Config, MT5ForConditionalGeneration
 
 from mambaformer.configuration.configuration_mambaformer import MambaFormerConfig
 from mambaformer.modeling_mambaformer import et5_pass, lazy_et5, packed_weights
-from mambaformer.modeling_mambaformer.et5_pass import DECODE_LIBRARY, ET5Decoder, PackedET5
+from mambaformer.modeling_mambaformer.et5_pass import DECODE_LIBRARY, ET5_FORMATS, ET5Decoder, PackedET5
 from mambaformer.modeling_mambaformer.lazy_et5 import LazyET5State
 from mambaformer.modeling_mambaformer.sources import Sources
 from mambaformer.modeling_mambaformer.weight_rounding import quantize_rows
@@ -106,10 +106,11 @@ def test_modules_and_compiled_passes_take_turns(monkeypatch):
             torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(passes, monkeypatch):
-    """To the bit, what PyTorch made of the source being the same."""
+@pytest.mark.parametrize("weight_format", ET5_FORMATS)
+def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(weight_format, passes, monkeypatch):
+    """To the bit, what PyTorch made of the source being the same; int8 takes all rows' positions in another way."""
     monkeypatch.setattr(packed_weights, "PRODUCTS_A_THREAD", 1)
-    et5, packed = tiny_et5(), PackedET5(tiny_et5(), "float32")
+    et5, packed = tiny_et5(), PackedET5(tiny_et5(), weight_format)
     sources, ids = sources_of(random_batch(LENGTHS)), torch.randint(3, VOCAB, (4, 11))
 
     def logits(rows: list[int], threads: int) -> torch.Tensor:
