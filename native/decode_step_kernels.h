@@ -7,15 +7,6 @@
 
 namespace ISA_NAMESPACE {
 
-template <class T>
-ISA_INLINE void embed(const StepArgs& args, const Range& part, float* residual) {
-  for (int64_t b = 0; b < args.batch; ++b) {
-    const T* row = static_cast<const T*>(args.embedding) + args.ids[b] * args.embedding_row;
-    const float scale = args.embedding_scale ? args.embedding_scale[args.ids[b]] : 1.0f;
-    for (int64_t i = part.first; i < part.last; ++i) residual[b * args.hidden + i] = as_float(row[i]) * scale;
-  }
-}
-
 // What a layer knows before token b of all rows' tokens: what its row began with, or the log of the token before.
 template <class T>
 ISA_INLINE const T* before(const T* states, const T* log, int64_t b, int64_t length, int64_t size) {
@@ -123,12 +114,7 @@ ISA_TARGET static void run_layers(const RunArgs& run, const Shared& shared, cons
   const int64_t batch = args.batch, hidden = args.hidden, dim = args.dim, projections = args.rank + 2 * args.state;
   const Range channels = part_of(dim, thread, threads), outputs = part_of(hidden, thread, threads);
   const Range gates = {dim + channels.first, dim + channels.last}, parts = part_of(projections, thread, threads);
-  if (args.embedding_format == BFLOAT16)
-    embed<uint16_t>(args, outputs, shared.residual);
-  else if (args.embedding_format == INT8)
-    embed<int8_t>(args, outputs, shared.residual);
-  else
-    embed<float>(args, outputs, shared.residual);
+  for (int64_t b = 0; b < batch; ++b) embed(args, args.ids[b], outputs, shared.residual + b * hidden);
   for (int64_t b = 0; args.embedded && b < batch; ++b)
     for (int64_t i = outputs.first; i < outputs.last; ++i)
       args.embedded[b * hidden + i] = shared.residual[b * hidden + i];

@@ -22,7 +22,7 @@
 namespace {
 
 constexpr int64_t QUERIES = 192;  // that look at the same keys one after another: whole tiles of prefill_products.h
-constexpr int64_t KEYS = 256;    // that are looked at together
+constexpr int64_t KEYS = 256;     // that are looked at together
 
 static_assert(KEYS <= UNITS, "a panel holds the keys' values");
 

@@ -75,12 +75,10 @@ ISA_INLINE void attend(const EncoderArgs& args, const Layout& layout, int64_t he
       store_part(query + t * row + i, load(own.sums + t * wide + i) / own.weights[t], width - i);
 }
 
-// Rounds rows of `block` tokens where the matrix is rounded; `mine` are this thread's.
-ISA_INLINE void round_rows(const Matrix& matrix, const float* x, int64_t row, const Layout& layout, const Stage& stage,
-                           const Range& mine) {
-  if (matrix.format != INT8 && matrix.format != INT4) return;
-  for (int64_t t = mine.first; t < mine.last; ++t)
-    stage.scales[t] = round_to_bytes(x + t * row, matrix.columns, filled(matrix.columns), stage.bytes + t * layout.bytes);
+// Rounds this thread's rows of the block where the matrix is rounded.
+ISA_INLINE void round_block(const Matrix& matrix, const float* x, int64_t row, const Layout& layout, const Stage& stage,
+                            const Range& mine) {
+  round_rows(matrix, x, row, mine, stage.bytes, layout.bytes, stage.scales);
 }
 
 // Norm, and rounding, of the block's tokens.
@@ -88,7 +86,7 @@ ISA_INLINE void prepare_block(const Et5Model& model, const float* norm, const Ma
                               const Layout& layout, const Stage& stage, const Range& mine) {
   for (int64_t t = mine.first; t < mine.last; ++t)
     rms_norm(residual + t * model.hidden, norm, model.hidden, 1, model.epsilon, stage.normed + t * layout.hidden);
-  round_rows(matrix, stage.normed, layout.hidden, layout, stage, mine);
+  round_block(matrix, stage.normed, layout.hidden, layout, stage, mine);
 }
 
 // Everything of a layer but attention itself, for tokens `first` to `first + count`: what follows attention in layer
@@ -105,7 +103,7 @@ ISA_INLINE void pass_block(const EncoderArgs& args, const Et5Layer* before, cons
     return Tokens{x, stage.bytes, stage.scales, row, layout.bytes, count};
   };
   if (before) {
-    round_rows(before->o, stage.q + at, layout.inner, layout, stage, mine);
+    round_block(before->o, stage.q + at, layout.inner, layout, stage, mine);
     meet();
     multiply_tokens(before->o, outputs, tokens(stage.q + at, layout.inner), residual, hidden, true, own.desk);
     meet();
@@ -121,7 +119,7 @@ ISA_INLINE void pass_block(const EncoderArgs& args, const Et5Layer* before, cons
                  stage.ff + t * layout.ff);
     }
     meet();
-    round_rows(before->wo, stage.ff, layout.ff, layout, stage, mine);
+    round_block(before->wo, stage.ff, layout.ff, layout, stage, mine);
     meet();
     multiply_tokens(before->wo, outputs, tokens(stage.ff, layout.ff), residual, hidden, true, own.desk);
     meet();

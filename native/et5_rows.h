@@ -29,19 +29,4 @@ ISA_INLINE void activate(const Range& part, int64_t activation, const float* gat
   }
 }
 
-template <class T>
-ISA_INLINE void embed_row(const Et5Model& model, int64_t id, const Range& part, float* to) {
-  const T* row = static_cast<const T*>(model.embedding) + id * model.embedding_row;
-  const float scale = model.embedding_scale ? model.embedding_scale[id] : 1.0f;
-  for (int64_t i = part.first; i < part.last; ++i) to[i] = as_float(row[i]) * scale;
-}
-ISA_INLINE void embed(const Et5Model& model, int64_t id, const Range& part, float* to) {
-  if (model.embedding_format == BFLOAT16)
-    embed_row<uint16_t>(model, id, part, to);
-  else if (model.embedding_format == INT8)
-    embed_row<int8_t>(model, id, part, to);
-  else
-    embed_row<float>(model, id, part, to);
-}
-
 }  // namespace ISA_NAMESPACE

@@ -13,7 +13,6 @@
 
 namespace {
 
-constexpr int64_t FEW = 4;     // tokens, for which laying out the matrix does not pay
 constexpr int64_t STRIP = 32;  // rows of the matrix that are made ready together: whole panels
 constexpr int64_t WIDEST = 65536;  // columns, whose products still add up in 32 bits
 
@@ -28,7 +27,7 @@ struct LinearArgs {
   int64_t tokens, threads;
 };
 
-// What the threads share: a block of tokens, rounded. Rows are byte_row apart, or filled(columns) if they are FEW.
+// What the threads share: a block of tokens, rounded. Rows are byte_row apart, or filled(columns) if they are not MANY.
 struct LinearStage {
   int8_t* bytes;
   float* scales;

@@ -43,7 +43,7 @@ ISA_TARGET static void run_linear(const LinearArgs& args, const LinearStage& sta
   const Range mine = part_of(outputs, thread, threads);
   for (int64_t start = 0; start < args.tokens; start += TOKENS) {
     const int64_t count = args.tokens - start < TOKENS ? args.tokens - start : TOKENS;
-    const bool few = count <= FEW && matrix.format == INT8;  // 4-bit groups: one order of float sums for any number
+    const bool few = count < MANY && matrix.format == INT8;  // 4-bit groups: one order of float sums for any number
     const float* x = args.x + start * columns;
     const int64_t byte_row = few ? filled(columns) : stage.byte_row;
     for (int64_t t = thread; t < count; t += threads)

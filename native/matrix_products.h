@@ -1,7 +1,7 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
 // Products of a few vectors with a matrix that is read once: float32, bfloat16, int8 and 4-bit weights. Included by
-// decode_step_kernels.h once for every instruction set.
+// prefill_products.h once for every instruction set.
 //
 // Each part of a row meets up to three vectors. Four rows are taken together, a quarter of all rows apart from each
 // other: memory answers four streams faster than one, and much faster than four neighbouring rows. Each sum is made in
@@ -15,10 +15,10 @@ typedef uint16_t UnalignedHalfVec __attribute__((vector_size(W * 2), aligned(2),
 typedef int8_t ByteVec __attribute__((vector_size(W)));
 typedef int8_t UnalignedByteVec __attribute__((vector_size(W), aligned(1), may_alias));
 
-constexpr int ROWS = 4;  // of the matrix, taken together
-constexpr int VECTORS = 3;  // taken together, float32; as many as the processor's registers hold
+constexpr int ROWS = 4;          // of the matrix, taken together
+constexpr int VECTORS = 3;       // taken together, float32; as many as the processor's registers hold
 constexpr int BYTE_VECTORS = 2;  // the same, int8
-constexpr int64_t AHEAD = 256;  // bytes to ask memory for in advance; what lies behind the matrix is not touched by it
+constexpr int64_t AHEAD = 256;   // bytes to ask memory for in advance; what lies behind the matrix is not touched by it
 
 }  // namespace ISA_NAMESPACE
 
@@ -31,6 +31,8 @@ ISA_INLINE Vec widen(const uint16_t* p) {
   const HalfVec bits = *reinterpret_cast<const UnalignedHalfVec*>(p);
   return (Vec)(__builtin_convertvector(bits, UintVec) << 16);
 }
+ISA_INLINE Vec widen(const float* p) { return load(p); }
+ISA_INLINE Vec widen_part(const float* p, int64_t lanes) { return load_part(p, lanes); }
 ISA_INLINE Vec widen_part(const uint16_t* p, int64_t lanes) {
   if (lanes >= W) return widen(p);
   uint16_t part[W] = {};
@@ -49,44 +51,18 @@ ISA_INLINE void lane_sums(const Vec (&x)[ROWS], float* to) {
 #endif
 }
 
-// Sums of `rows` with N vectors. A line of one row follows that of another.
-template <int N>
-ISA_INLINE void multiply_tile(const float* weights, int64_t columns, const Apart& rows, const float* x, int64_t x_row,
+// Sums of `rows`, float32 or bfloat16, with N vectors. A line of one row follows that of another.
+template <int N, class T>
+ISA_INLINE void multiply_tile(const T* weights, int64_t columns, const Apart& rows, const float* x, int64_t x_row,
                               float (&to)[N][ROWS]) {
-  constexpr int64_t BITE = 2 * W;
-  const float* row[ROWS];
+  constexpr int64_t SIZE = sizeof(T), BITE = 8 * W / SIZE;
+  const T* row[ROWS];
   for (int r = 0; r < ROWS; ++r) row[r] = weights + rows[r] * columns;
   Vec sum[N][ROWS] = {};
   int64_t i = 0;
   for (; i + BITE <= columns; i += BITE)
     for (int r = 0; r < ROWS; ++r) {
-      const Vec first = load(row[r] + i), second = load(row[r] + i + W);
-      for (int b = 0; b < N; ++b) {
-        sum[b][r] = multiply_add(first, load(x + b * x_row + i), sum[b][r]);
-        sum[b][r] = multiply_add(second, load(x + b * x_row + i + W), sum[b][r]);
-      }
-    }
-  for (; i < columns; i += W)
-    for (int b = 0; b < N; ++b) {
-      const Vec v = load_part(x + b * x_row + i, columns - i);
-      for (int r = 0; r < ROWS; ++r)
-        sum[b][r] = multiply_add(load_part(row[r] + i, columns - i), v, sum[b][r]);
-    }
-  for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
-}
-
-// The same for rows of bfloat16.
-template <int N>
-ISA_INLINE void multiply_tile(const uint16_t* weights, int64_t columns, const Apart& rows, const float* x,
-                              int64_t x_row, float (&to)[N][ROWS]) {
-  constexpr int64_t BITE = 4 * W;
-  const uint16_t* row[ROWS];
-  for (int r = 0; r < ROWS; ++r) row[r] = weights + rows[r] * columns;
-  Vec sum[N][ROWS] = {};
-  int64_t i = 0;
-  for (; i + BITE <= columns; i += BITE)
-    for (int r = 0; r < ROWS; ++r) {
-      __builtin_prefetch(row[r] + i + AHEAD / 2);
+      if (SIZE < 4) __builtin_prefetch(row[r] + i + AHEAD / SIZE);  // float32 is foreseen without
       for (int64_t k = i; k < i + BITE; k += W) {
         const Vec w = widen(row[r] + k);
         for (int b = 0; b < N; ++b) sum[b][r] = multiply_add(w, load(x + b * x_row + k), sum[b][r]);
@@ -95,8 +71,7 @@ ISA_INLINE void multiply_tile(const uint16_t* weights, int64_t columns, const Ap
   for (; i < columns; i += W)
     for (int b = 0; b < N; ++b) {
       const Vec v = load_part(x + b * x_row + i, columns - i);
-      for (int r = 0; r < ROWS; ++r)
-        sum[b][r] = multiply_add(widen_part(row[r] + i, columns - i), v, sum[b][r]);
+      for (int r = 0; r < ROWS; ++r) sum[b][r] = multiply_add(widen_part(row[r] + i, columns - i), v, sum[b][r]);
     }
   for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
 }
@@ -208,6 +183,14 @@ ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, 
   return bound / 127.0f + lane_sum(poison);
 }
 
+// Rounds some rows of x where the matrix is rounded; bytes and scales are counted as those of x are.
+ISA_INLINE void round_rows(const Matrix& matrix, const float* x, int64_t x_row, const Range& rows, int8_t* bytes,
+                           int64_t byte_row, float* scales) {
+  if (matrix.format != INT8 && matrix.format != INT4) return;
+  for (int64_t r = rows.first; r < rows.last; ++r)
+    scales[r] = round_to_bytes(x + r * x_row, matrix.columns, filled(matrix.columns), bytes + r * byte_row);
+}
+
 // What a matrix is multiplied with: `batch` vectors, rounded too where the matrix is int8 or INT4.
 struct Input {
   const float* x;
@@ -218,9 +201,7 @@ struct Input {
 
 ISA_INLINE Input prepare(const Matrix& matrix, const float* x, int64_t row, int64_t batch, const Own& own) {
   const int64_t columns = filled(matrix.columns);
-  if (matrix.format == INT8 || matrix.format == INT4)
-    for (int64_t b = 0; b < batch; ++b)
-      own.scales[b] = round_to_bytes(x + b * row, matrix.columns, columns, own.bytes + b * columns);
+  round_rows(matrix, x, row, {0, batch}, own.bytes, columns, own.scales);
   return {x, own.bytes, own.scales, row, columns, batch};
 }
 

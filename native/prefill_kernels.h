@@ -8,30 +8,10 @@
 
 namespace ISA_NAMESPACE {
 
-template <class T>
-ISA_INLINE void embed_token(const StepArgs& model, int64_t id, float* to) {
-  const T* row = static_cast<const T*>(model.embedding) + id * model.embedding_row;
-  const float scale = model.embedding_scale ? model.embedding_scale[id] : 1.0f;
-  for (int64_t i = 0; i < model.hidden; ++i) to[i] = as_float(row[i]) * scale;
-}
-ISA_INLINE void embed_tokens(const StepArgs& model, const Layout& layout, const Stage& stage, const Range& tokens) {
-  for (int64_t t = tokens.first; t < tokens.last; ++t) {
-    float* to = stage.residual + t * layout.hidden;
-    if (model.embedding_format == BFLOAT16)
-      embed_token<uint16_t>(model, stage.block.ids[t], to);
-    else if (model.embedding_format == INT8)
-      embed_token<int8_t>(model, stage.block.ids[t], to);
-    else
-      embed_token<float>(model, stage.block.ids[t], to);
-  }
-}
-
 // Rounds the tokens' rows as the decoding step does, where the matrix is rounded.
 ISA_INLINE void round_tokens(const Matrix& matrix, const float* x, int64_t row, const Layout& layout,
                              const Stage& stage, const Range& tokens) {
-  if (matrix.format != INT8 && matrix.format != INT4) return;
-  for (int64_t t = tokens.first; t < tokens.last; ++t)
-    stage.scales[t] = round_to_bytes(x + t * row, matrix.columns, filled(matrix.columns), stage.bytes + t * layout.bytes);
+  round_rows(matrix, x, row, tokens, stage.bytes, layout.bytes, stage.scales);
 }
 
 // The rows `rows` of matrix * tokens + bias, into or onto `to`; the tokens have been rounded where that is due.
@@ -213,7 +193,8 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
   const int64_t hidden = model.hidden, dim = model.dim, projections = model.rank + 2 * model.state;
   const Range channels = part_of(dim, thread, threads), outputs = part_of(hidden, thread, threads);
   const Range mine = part_of(stage.block.count, thread, threads), all = {0, stage.block.count};
-  embed_tokens(model, layout, stage, mine);
+  for (int64_t t = mine.first; t < mine.last; ++t)
+    embed(model, stage.block.ids[t], {0, hidden}, stage.residual + t * layout.hidden);
   for (int64_t l = 0; l < model.layer_count; ++l) {
     const Layer& layer = model.layers[l];
     const bool last = l + 1 == model.layer_count;

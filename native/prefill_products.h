@@ -1,7 +1,7 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
-// Products of many vectors, the tokens of a source, with a matrix. Included by prefill_kernels.h once for every
-// instruction set.
+// Products of many vectors, the tokens of a source, with a matrix. Included by the kernels once for every instruction
+// set.
 //
 // Some rows of the matrix, as many as two vectors have lanes, are laid side by side, and so each of their columns meets
 // a token's value in one instruction. float32 and bfloat16 are multiplied as float32; int8 and 4-bit weights four columns
@@ -261,8 +261,6 @@ ISA_INLINE void store_panel(const Matrix& matrix, int64_t r, int64_t rows, const
     store_panel(matrix, r, rows, in, desk, to, to_row, add);
   }
 }
-
-constexpr int64_t MANY = 16;  // vectors for which laying out an int8 matrix pays
 
 // `multiply` for any number of vectors: of int8, whose sums are exact in any order, many of them are taken as tokens.
 ISA_INLINE void multiply(const Matrix& matrix, const Range& range, const Input& in, float* to, int64_t to_row, bool add,

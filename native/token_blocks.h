@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int64_t TOKENS = 252;       // of a block, unless asked otherwise: whole tiles of prefill_products.h
+constexpr int64_t MANY = 16;          // vectors for which laying out an int8 matrix pays
 constexpr int64_t LINE = 16;          // floats that the processor fetches together
 constexpr int64_t UNITS = 256;        // of a row of a matrix, laid out at a time
 constexpr int64_t WIDEST_PANEL = 32;  // rows of a matrix, laid out side by side
@@ -51,21 +52,22 @@ constexpr int64_t desk_size(int64_t tokens) {
 }
 
 // What each thread has for itself where few tokens are taken: the input of a product, in float32 and rounded, and a desk
-// for more than a few.
+// if they are MANY.
 struct Own {
   float *x, *scales;  // [batch][hidden], [batch]
   int8_t* bytes;      // [batch][filled(widest input)]
   Desk desk;
 };
 constexpr int64_t own_size(int64_t batch, int64_t hidden, int64_t widest) {
-  return whole_lines(batch * hidden) + whole_lines(batch) + whole_lines(batch * filled(widest) / 4) + desk_size(batch);
+  return whole_lines(batch * hidden) + whole_lines(batch) + whole_lines(batch * filled(widest) / 4) +
+         (batch < MANY ? 0 : desk_size(batch));
 }
 [[maybe_unused]] Own take_own(Arena& arena, int64_t batch, int64_t hidden, int64_t widest) {
   Own own;
   own.x = arena.take(batch * hidden);
   own.scales = arena.take(batch);
   own.bytes = reinterpret_cast<int8_t*>(arena.take(batch * filled(widest) / 4));
-  own.desk = take_desk(arena, batch);
+  own.desk = batch < MANY ? Desk{} : take_desk(arena, batch);
   return own;
 }
 

@@ -1,7 +1,7 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
-// What a token's row of numbers goes through beside the products. Included by the kernels of decoding step and prefill
-// once for every instruction set.
+// What a token's row of numbers goes through beside the products, in either expert. Included by their kernels once for
+// every instruction set.
 
 namespace ISA_NAMESPACE {
 
@@ -29,6 +29,24 @@ ISA_INLINE void from_float(float x, uint16_t* to) {  // to the nearest bfloat16,
   std::memcpy(&bits, &x, sizeof bits);
   const uint32_t quiet = (bits >> 16) | 0x40u;
   *to = static_cast<uint16_t>(x == x ? (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16 : quiet);
+}
+
+
+// to = the part of a token's embedding, whose format the model tells.
+template <class T, class Model>
+ISA_INLINE void embed_row(const Model& model, int64_t id, const Range& part, float* to) {
+  const T* row = static_cast<const T*>(model.embedding) + id * model.embedding_row;
+  const float scale = model.embedding_scale ? model.embedding_scale[id] : 1.0f;
+  for (int64_t i = part.first; i < part.last; ++i) to[i] = as_float(row[i]) * scale;
+}
+template <class Model>
+ISA_INLINE void embed(const Model& model, int64_t id, const Range& part, float* to) {
+  if (model.embedding_format == BFLOAT16)
+    embed_row<uint16_t>(model, id, part, to);
+  else if (model.embedding_format == INT8)
+    embed_row<int8_t>(model, id, part, to);
+  else
+    embed_row<float>(model, id, part, to);
 }
 
 }  // namespace ISA_NAMESPACE

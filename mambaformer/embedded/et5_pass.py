@@ -9,6 +9,7 @@ not apply it returns `None`, and the modules are run.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 import torch
@@ -120,10 +121,11 @@ class PackedET5(PackedStack):
         self.head, self.scale = self._matrix(et5.lm_head), head_scale(et5)
         self.checked = self.sample()
 
-    def source_states(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values `(n, H, S, K)` of the source, contiguous, a layer each, from encoder states `(n, S, D)`."""
+    def source_states(self, states: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values `(n, H, S, K)` of the source, layer after layer, from encoder states `(n, S, D)`."""
         shape = (*states.shape[:2], self.model.heads, self.model.width)
-        return [tuple(part(states).view(shape).transpose(1, 2).contiguous() for part in pair) for pair in self.cross]
+        for keys, values in self.cross:
+            yield keys(states).view(shape).transpose(1, 2), values(states).view(shape).transpose(1, 2)
 
     @property
     def pass_bytes(self) -> int:

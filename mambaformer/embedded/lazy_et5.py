@@ -143,11 +143,13 @@ class LazyET5State:
         if missing.numel():
             found = packed.source_states(self.encoder_states[missing])
             if missing.numel() == len(self.crossed):
-                self.cross = found
+                self.cross = [(keys.contiguous(), values.contiguous()) for keys, values in found]
             else:
                 if not self.cross:
-                    shape = (len(self.crossed), *found[0][0].shape[1:])
-                    self.cross = [tuple(x.new_zeros(shape) for x in pair) for pair in found]
+                    model, length = packed.model, self.encoder_states.shape[1]
+                    shape = (len(self.crossed), model.heads, length, model.width)
+                    new_zeros = self.encoder_states.new_zeros
+                    self.cross = [(new_zeros(shape), new_zeros(shape)) for _ in packed.cross]
                 for kept, new in zip(self.cross, found, strict=True):
                     kept[0][missing], kept[1][missing] = new
             self.crossed[missing] = True
