@@ -53,25 +53,31 @@ def modules_step(model: MambaForCausalLM, ids: torch.Tensor) -> Callable[[], obj
 
 
 def compiled_step(model: MambaForCausalLM, ids: torch.Tensor, decoder: EMambaDecoder) -> Callable[[], object]:
-    """One token by the compiled step, from a state of its own."""
+    """One token by the compiled step, as answers use it, from a state of its own."""
     cache = DynamicCache(config=model.config)
     model(ids.expand(-1, 4), cache_params=cache, use_cache=True)
-    if decoder.step(model, cache, ids) is None:
+    step = decoder.bind(model, cache, ids)
+    if step is None:
         raise RuntimeError("the compiled decoding step does not apply here")
-    return lambda: decoder.step(model, cache, ids)
+    return step.run
 
 
-def measure(steps: dict[str, Callable[[], object]], tokens: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds a token of every contestant, round by round, after one round of warming up."""
+def measure(
+    steps: dict[str, Callable[[], object]], tokens: int, rounds: int
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Milliseconds a token of every contestant, a turn's first token warming up, and the reading speed; by rounds."""
     times: dict[str, list[float]] = {name: [] for name in steps}
+    speeds = []
     for turn in range(rounds + 1):
+        speeds.append(reading_speed())
         for name, step in steps.items():
+            step()
             start = time.perf_counter()
             for _ in range(tokens):
                 step()
             if turn:
                 times[name].append(1000 * (time.perf_counter() - start) / tokens)
-    return times
+    return times, speeds
 
 
 def main() -> None:
@@ -114,9 +120,8 @@ def main() -> None:
             byte_counts[name] = 4 * parameters
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            speeds[threads] = reading_speed()
-            times[threads] = measure(steps, arguments.tokens, arguments.rounds)
-            speeds[threads] = max(speeds[threads], reading_speed())
+            times[threads], found = measure(steps, arguments.tokens, arguments.rounds)
+            speeds[threads] = max(found)
             limits[threads] = {name: 1000 * count / speeds[threads] for name, count in byte_counts.items()}
             for name, values in times[threads].items():
                 medians.setdefault(name, []).append(statistics.median(values))

@@ -60,5 +60,9 @@ def draw_ratios(result: dict[str, Any], path: Path) -> Path | None:
     axes.set_yticks([row + 0.4 - thickness / 2 for row in range(len(by_peer))], [label(peer) for peer in by_peer])
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="times as fast as the peer", title=label(MIXTURE))
+    axes.set_xlim(right=1.4 * axes.get_xlim()[1])  # room for the longest bar's figure
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis("{x:g}")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     return save(figure, path)

@@ -102,7 +102,9 @@ def describe(run: Run, speeds: Figures) -> str:
         f"Seconds of a whole answer of {arguments.new_tokens} new tokens, batch 1, greedy, without an early end; "
         f"{arguments.sizes} sizes, random weights, a vocabulary of {vocabulary(arguments.sizes):,} for all, "
         f"{arguments.threads} thread(s), device {arguments.device}; medians of {run.rounds} rounds taking turns, "
-        f"after {arguments.warm_up} to warm up (sources of at most {arguments.longest_warm_up:,} tokens).",
+        f"after {arguments.warm_up} to warm up (sources of at most {arguments.longest_warm_up:,} tokens). "
+        f"A turn went on for {arguments.turn_seconds:g} s and counts as its median answer, the first left out where "
+        "there were more.",
         f"Meanwhile the machine read {speeds['bytes_per_second'] / GIGA:.1f} GB/s and multiplied float32 matrices at "
         f"{speeds['gemm_flops'] / GIGA:.0f} GFLOP/s, the best of all rounds.",
         "MambaFormer is flan-t5-base and Mamba-130m, both in int8. Gate and router are computed as in use; which "

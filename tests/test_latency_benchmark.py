@@ -32,6 +32,7 @@ from mambaformer.benchmarks.latency_summary import TARGETS, least_times, summari
 SETUP = {"sizes": "tiny", "threads": 1, "device": "cpu", "longest": 64}
 TIMES = {"seconds", "first", "decode", "tokens"}
 LENGTHS, NEW = [6, 20], 20
+QUICK = ["--turn-seconds", "0"]
 
 
 # ---- which tokens ET5 writes
@@ -151,7 +152,7 @@ def run(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
 
     def run_command(*options: str):
-        latency.main(["--sizes", "tiny", "--in-process", "--threads", "1", "--new-tokens", str(NEW), *options])
+        latency.main(["--sizes", "tiny", "--in-process", "--threads", "1", "--new-tokens", str(NEW), *QUICK, *options])
         folder = tmp_path / "results"
         return json.loads((folder / "latency.json").read_text()), (folder / "latency.md").read_text(), folder
 
@@ -213,6 +214,37 @@ def test_a_spent_budget_starts_no_further_round_and_says_so(run):
     result, text, _ = run(*given, "--rounds", "5", "--warm-up", "0", "--budget-minutes", "0")
     assert result["rounds"] == 1 and len(result["answers"]["emamba-float32"]["4"]) == 1
     assert result["stopped"].startswith("Stopped after 1 of 5 rounds") and result["stopped"] in text
+
+
+class Answering:
+    """A pool whose answers take these seconds of a clock that nobody else moves, and these bytes."""
+
+    broken: dict[str, str] = {}
+
+    def __init__(self, clock: list[float], seconds: list[float]):
+        self.clock, self.left = clock, list(seconds)
+
+    def ask(self, engine: str, length: int, new_tokens: int, **request):
+        seconds = self.left.pop(0)
+        self.clock[0] += seconds
+        return {"seconds": seconds, "tokens": new_tokens, "peak_bytes": int(100 * seconds)}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told", "peak", "left"),
+    [
+        ([1.2, 0.5, 0.2, 0.4, 9.0], 0.4, 120, 1),  # the first is left out, and the turn ends after 2 s
+        ([5.0, 0.1], 5.0, 500, 1),  # a long answer is a turn of its own
+        ([1.0, 1.0, 9.0], 1.0, 100, 1),
+    ],
+)
+def test_a_turn_counts_as_its_median_answer(monkeypatch, seconds, told, peak, left):
+    clock = [0.0]
+    monkeypatch.setattr(latency.time, "monotonic", lambda: clock[0])
+    pool = Answering(clock, seconds)
+    given = latency.parse(["--contestants", "t5-base", "--turn-seconds", "2"])
+    figures = latency.Run(given, pool).time_turn("t5-base", 64, turn=0)
+    assert (figures["seconds"], figures["peak_bytes"], len(pool.left)) == (told, peak, left)
 
 
 def test_a_device_that_is_not_there_is_named(capsys):
