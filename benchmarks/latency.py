@@ -7,8 +7,8 @@ Time whole answers of T5, Mamba and MambaFormer side by side: transformers, CTra
 True sizes, random weights, so many new tokens without an early end: the time does not depend on what the weights say.
 All take turns within every round, each in a process of its own, so that whatever else the machine does meets them
 alike; medians are compared. A turn goes on for `--turn-seconds`, so that short answers are not told by a single one.
-Beside them stand the machine's reading speed and GEMM rate of the same run. A contestant that cannot take part is named
-with the reason. Further parts: throughput by batch size, and EMamba on long sources.
+Beside them stand the reading speed and GEMM rate of the machine in the same run. A contestant that cannot take part is
+named with the reason. Further parts: throughput by batch size, and EMamba on long sources.
 Writes `benchmarks/results/latency.json`, `latency.md` and plots.
 """
 
