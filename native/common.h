@@ -16,6 +16,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -47,12 +50,37 @@ struct FlushDenormals {
 #endif
 };
 
+// Memory for `count` floats, or none. Much of it comes in large pages where the system has them, and goes back to the
+// system: what `free` gets it may keep for later.
 struct Buffer {
-  float* data;
-  explicit Buffer(int64_t count) : data(static_cast<float*>(std::malloc(sizeof(float) * (count > 0 ? count : 1)))) {}
-  ~Buffer() { std::free(data); }
+  float* data = nullptr;
+  explicit Buffer(int64_t count) {
+    [[maybe_unused]] constexpr int64_t MUCH = int64_t{1} << 22;
+    const int64_t bytes = static_cast<int64_t>(sizeof(float)) * (count > 0 ? count : 1);
+#ifdef MADV_HUGEPAGE
+    if (bytes >= MUCH) {
+      void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (pages != MAP_FAILED) {
+        madvise(pages, bytes, MADV_HUGEPAGE);
+        data = static_cast<float*>(pages);
+        mapped = bytes;
+      }
+      return;
+    }
+#endif
+    data = static_cast<float*>(std::malloc(bytes));
+  }
+  ~Buffer() {
+#ifdef MADV_HUGEPAGE
+    if (mapped) munmap(data, mapped);
+#endif
+    if (!mapped) std::free(data);
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
+
+ private:
+  int64_t mapped = 0;
 };
 
 [[maybe_unused]] int thread_index() {

@@ -84,6 +84,27 @@ def test_logits_are_those_of_the_modules(kind, threads, passes, monkeypatch):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 2, 1], [2, 0]])
+@torch.no_grad()
+def test_keys_and_values_of_sources_are_kept_in_one_piece(order):
+    """Those of the right source, whichever the encoder has read first, and nothing beside them."""
+    et5 = tiny_et5("v1.1")
+    wanted, count = torch.tensor(order), len(LENGTHS)
+    state = LazyET5State(sources_of(random_batch(LENGTHS, seed=1)), torch.arange(count))
+    state.encode(et5, wanted)
+    state.decode(et5, torch.zeros(count, 1, dtype=torch.long), wanted, 1, 0, ET5Decoder())
+    (memory,) = {x.untyped_storage().data_ptr(): x.untyped_storage() for pair in state.cross for x in pair}.values()
+    assert memory.nbytes() == sum(x.nbytes for pair in state.cross for x in pair)
+    whole = LazyET5State(state.sources, torch.arange(count))
+    whole.encode(et5, torch.arange(count))
+    assert torch.equal(state.encoder_states[wanted], whole.encoder_states[wanted])
+    for (keys, values), block in zip(state.cross, et5.decoder.block, strict=True):
+        attention = block.layer[1].EncDecAttention
+        for kept, projection in ((keys, attention.k), (values, attention.v)):
+            exact = projection(whole.encoder_states).unflatten(-1, (kept.shape[1], -1)).transpose(1, 2)
+            torch.testing.assert_close(kept[wanted], exact[wanted])
+
+
 def test_rows_of_one_source_and_far_distances(passes):
     """Two rows each share a source, and answers grow beyond the exact buckets of distance."""
     et5 = tiny_et5()

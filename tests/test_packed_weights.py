@@ -10,9 +10,23 @@ from transformers import DynamicCache, MambaConfig, MambaForCausalLM
 
 from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
-from mambaformer.modeling_mambaformer.packed_weights import BFLOAT16, DECODE_LIBRARY, FLOAT32, PackedWeights
+from mambaformer.modeling_mambaformer.packed_weights import (
+    BFLOAT16,
+    DECODE_LIBRARY,
+    FLOAT32,
+    ROWS_AT_A_TIME,
+    PackedWeights,
+    row_sums,
+)
 
 pytestmark = pytest.mark.skipif(DECODE_LIBRARY is None, reason="the compiled decoding step is not built")
+
+
+@pytest.mark.parametrize("rows", [0, 1, ROWS_AT_A_TIME, 2 * ROWS_AT_A_TIME + 3])
+def test_rows_are_summed_some_at_a_time(rows):
+    whole = torch.randint(-127, 128, (rows, 70), dtype=torch.int8)
+    sums = row_sums(whole)
+    assert sums.dtype == torch.int32 and torch.equal(sums.long(), whole.long().sum(1))
 
 
 def test_a_small_step_takes_one_thread():

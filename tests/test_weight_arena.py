@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import gc
 
+import pytest
 import torch
 
 from mambaformer.modeling_mambaformer import weight_arena
-from mambaformer.modeling_mambaformer.weight_arena import LINE, Arena
+from mambaformer.modeling_mambaformer.weight_arena import LINE, Arena, large_zeros
 
 
 def test_copies_are_equal_and_apart(monkeypatch):
@@ -32,6 +33,14 @@ def test_a_copy_outlives_its_arena():
     copies = [Arena().take(torch.full((1000,), float(i))) for i in range(20)]
     gc.collect()
     assert [float(x.mean()) for x in copies] == list(range(20))
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 2), (1,), (2, 3, 700, 501)])
+def test_zeros_in_large_pages_are_zeros(shape):
+    found = large_zeros(shape)
+    assert torch.equal(found, torch.zeros(shape)) and found.dtype == torch.float32 and found.is_contiguous()
+    found += 1  # nobody else's memory
+    assert torch.equal(large_zeros(shape), torch.zeros(shape))
 
 
 def test_systems_without_such_pages(monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from itertools import chain
 from typing import Generic, TypeVar
 
 import torch
@@ -121,11 +122,11 @@ class PackedET5(PackedStack):
         self.head, self.scale = self._matrix(et5.lm_head), head_scale(et5)
         self.checked = self.sample()
 
-    def source_states(self, states: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys and values `(n, H, S, K)` of the source, layer after layer, from encoder states `(n, S, D)`."""
+    def source_states(self, states: Tensor) -> Iterator[Tensor]:
+        """Keys and values of the source in turn, each `(n, H, S, K)`, layer by layer, from states `(n, S, D)`."""
         shape = (*states.shape[:2], self.model.heads, self.model.width)
-        for keys, values in self.cross:
-            yield keys(states).view(shape).transpose(1, 2), values(states).view(shape).transpose(1, 2)
+        for projection in chain.from_iterable(self.cross):
+            yield projection(states).view(shape).transpose(1, 2)
 
     @property
     def pass_bytes(self) -> int:

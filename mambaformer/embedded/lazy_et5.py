@@ -14,6 +14,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from .et5_encoder import ET5Encoder
 from .et5_pass import MOST_TOKENS, ET5Decoder, PackedET5, head_scale, run_pass
 from .sources import Sources
+from .weight_arena import large_zeros
 
 
 def head_logits(et5: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -76,11 +77,14 @@ class LazyET5State:
         states = None if encoder is None else encoder.encode(et5, ids, mask)  # (n, high - low, D)
         if states is None:
             states = et5.encoder(input_ids=ids, attention_mask=mask)[0]
-        if self.encoder_states is None:
-            shape = (*self.sources.input_ids.shape, states.shape[-1])
-            self.encoder_states = states.new_zeros(shape)  # (B0, S, D)
-        self.encoder_states[missing, low:high] = states
         self.encoded[missing] = True
+        size = self.sources.input_ids.shape
+        if states.shape[:2] == size and bool((missing.diff() == 1).all()):  # all sources in their order
+            self.encoder_states = states
+            return missing
+        if self.encoder_states is None:
+            self.encoder_states = states.new_zeros(*size, states.shape[-1])  # (B0, S, D)
+        self.encoder_states[missing, low:high] = states
         return missing
 
     def decode(
@@ -141,17 +145,15 @@ class LazyET5State:
         source, end = self.row_source[rows], start + ids.shape[1]
         missing = source[~self.crossed[source]].unique()  # (n,)
         if missing.numel():
-            found = packed.source_states(self.encoder_states[missing])
-            if missing.numel() == len(self.crossed):
-                self.cross = [(keys.contiguous(), values.contiguous()) for keys, values in found]
-            else:
-                if not self.cross:
-                    model, length = packed.model, self.encoder_states.shape[1]
-                    shape = (len(self.crossed), model.heads, length, model.width)
-                    new_zeros = self.encoder_states.new_zeros
-                    self.cross = [(new_zeros(shape), new_zeros(shape)) for _ in packed.cross]
-                for kept, new in zip(self.cross, found, strict=True):
-                    kept[0][missing], kept[1][missing] = new
+            if not self.cross:
+                model, (count, length) = packed.model, self.encoder_states.shape[:2]
+                shape = (len(packed.cross), 2, count, model.heads, length, model.width)  # (L, 2, B0, H, S, K)
+                # In one piece: pieces for each layer would leave holes, in all half as large as what is kept.
+                self.cross = [(keys, values) for keys, values in large_zeros(shape)]
+            chosen = slice(None) if missing.numel() == len(self.crossed) else missing
+            kept = (x for pair in self.cross for x in pair)
+            for x, found in zip(kept, packed.source_states(self.encoder_states[chosen]), strict=True):
+                x[chosen] = found
             self.crossed[missing] = True
         if end > (self.own[0][0].shape[2] if self.own else 0):
             like, count = self.cross[0][0], len(self.reached)

@@ -27,6 +27,7 @@ LOG2_E = 1.4426950408889634
 WIDEST_INT8 = 65536  # columns, whose int8 products still add up in 32 bits
 STORED = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 WEIGHT_FORMATS = ("float32", "bfloat16", "int8")
+ROWS_AT_A_TIME = 256
 PRODUCTS_A_THREAD = 2**22
 """
 Multiplications that are worth a thread. The threads of a step meet in every layer: one that has to wait for its
@@ -169,7 +170,7 @@ class Packing:
             data = self._copy(parameter, torch.nn.functional.pad(whole.detach(), (0, rest)))
         else:
             data = self._plain(whole).data_ptr()
-        addresses = data, self._copy(parameter, whole.detach().sum(1, dtype=torch.int32))
+        addresses = data, self._copy(parameter, row_sums(whole.detach()))
         if source is None:
             self.filled[id(whole)] = addresses
         return addresses
@@ -197,6 +198,14 @@ class Packing:
         self.sources.append(parameter)
         self.copies.append(self.arena.take(tensor.detach()))
         return self.copies[-1].data_ptr()
+
+
+def row_sums(whole: Tensor) -> Tensor:
+    """Sums of int8 rows `(rows, columns)` in int32, some rows at a time: PyTorch would hold all of them in int32."""
+    sums = torch.empty(len(whole), dtype=torch.int32)
+    for some, to in zip(whole.split(ROWS_AT_A_TIME), sums.split(ROWS_AT_A_TIME), strict=True):
+        torch.sum(some, 1, dtype=torch.int32, out=to)
+    return sums
 
 
 def is_bfloat16(weight: Tensor) -> bool:

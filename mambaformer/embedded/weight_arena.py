@@ -1,9 +1,10 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""Memory for weights that compiled code reads from end to end at every step."""
+"""Memory in large pages, for what compiled code reads from end to end at every step: weights, keys and values."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 
 import torch
@@ -33,6 +34,12 @@ class Arena:
             self.chunk, first = large_pages(max(CHUNK_BYTES, tensor.nbytes)), 0
         self.used = first + tensor.nbytes
         return self.chunk[first : self.used].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def large_zeros(shape: tuple[int, ...]) -> Tensor:
+    """Zeros in float32, like `torch.zeros`, in large pages."""
+    count = math.prod(shape)
+    return large_pages(4 * count).view(torch.float32).view(shape) if count else torch.zeros(shape, dtype=torch.float32)
 
 
 def large_pages(count: int) -> Tensor:
