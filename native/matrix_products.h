@@ -26,10 +26,15 @@ constexpr int64_t AHEAD = 256;   // bytes to ask memory for in advance; what lie
 
 namespace ISA_NAMESPACE {
 
-// A vector of bfloat16, made wide.
+// A vector of bfloat16, made wide. For AVX2, GCC would widen halves of it one by one.
 ISA_INLINE Vec widen(const uint16_t* p) {
+#if ISA_WIDTH == 8
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+#else
   const HalfVec bits = *reinterpret_cast<const UnalignedHalfVec*>(p);
   return (Vec)(__builtin_convertvector(bits, UintVec) << 16);
+#endif
 }
 ISA_INLINE Vec widen(const float* p) { return load(p); }
 ISA_INLINE Vec widen_part(const float* p, int64_t lanes) { return load_part(p, lanes); }
@@ -225,6 +230,19 @@ ISA_INLINE void multiply_some(const Matrix& matrix, int64_t first, const Apart& 
                    in.x + b * in.row, in.row, sums);
   store_tile<N>(matrix, first, rows, sums, to + b * to_row, to_row, add);
 }
+// All vectors of floats.
+template <class T>
+ISA_INLINE void multiply_vectors(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, float* to,
+                                 int64_t to_row, bool add) {
+  int64_t b = 0;
+  for (; b + VECTORS <= in.batch; b += VECTORS)
+    multiply_some<T, VECTORS>(matrix, first, rows, in, b, to, to_row, add);
+  static_assert(VECTORS == 3, "two or one are left");
+  if (in.batch - b == 2)
+    multiply_some<T, 2>(matrix, first, rows, in, b, to, to_row, add);
+  else if (in.batch - b == 1)
+    multiply_some<T, 1>(matrix, first, rows, in, b, to, to_row, add);
+}
 template <int N>
 ISA_INLINE void multiply_bytes(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
                                float* to, int64_t to_row, bool add) {
@@ -268,13 +286,9 @@ ISA_INLINE void multiply_nibbles(const Matrix& matrix, int64_t first, const Apar
         multiply_nibbles<BYTE_VECTORS>(matrix, r, rows, in, b, to, to_row, add);
       for (; b < in.batch; ++b) multiply_nibbles<1>(matrix, r, rows, in, b, to, to_row, add);
     } else if (matrix.format == BFLOAT16) {
-      for (; b + VECTORS <= in.batch; b += VECTORS)
-        multiply_some<uint16_t, VECTORS>(matrix, r, rows, in, b, to, to_row, add);
-      for (; b < in.batch; ++b) multiply_some<uint16_t, 1>(matrix, r, rows, in, b, to, to_row, add);
+      multiply_vectors<uint16_t>(matrix, r, rows, in, to, to_row, add);
     } else {
-      for (; b + VECTORS <= in.batch; b += VECTORS)
-        multiply_some<float, VECTORS>(matrix, r, rows, in, b, to, to_row, add);
-      for (; b < in.batch; ++b) multiply_some<float, 1>(matrix, r, rows, in, b, to, to_row, add);
+      multiply_vectors<float>(matrix, r, rows, in, to, to_row, add);
     }
   }
 }
