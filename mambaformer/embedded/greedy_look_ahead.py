@@ -9,7 +9,6 @@ decoding.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .cache_mambaformer import MambaFormerCache
@@ -37,6 +36,7 @@ class AheadSteps(CompiledSteps):
     ):
         super().__init__(model, cache, step, router, ended)
         self.look_ahead: LookAhead = cache.look_ahead
+        self.words = step.ids.numpy()[0]  # the same memory, which takes Python's numbers sooner
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
         self.tokens: list[int] = []  # of the last pass
         self.at = 0  # which of them was taken last
@@ -60,7 +60,7 @@ class AheadSteps(CompiledSteps):
             self._go_back(self.log)
         proposed = self._propose(seen.shape[1] - 1)
         self.tokens, self.at = [token, *proposed], 0
-        self.step.ids[0, : len(self.tokens)] = torch.tensor(self.tokens)
+        self.words[: len(self.tokens)] = self.tokens
         if proposed:
             self.log = look_ahead.free_log(self.cache, len(self.tokens))
             self.step.run(self.log, len(self.tokens))
