@@ -44,8 +44,8 @@ ISA_TARGET static void forward_block(const ScanArgs& args, int64_t b, int64_t fi
         store(y + t * BLOCK + c, args.D ? load_part(args.D + first + c, lanes) * u : Vec{});
       }
     }
-    const float* B = args.B + b * args.B_batch + start * args.B_time;
-    const float* C = args.C + b * args.C_batch + start * args.C_time;
+    const float* B = N ? args.B + b * args.B_batch + start * args.B_time : nullptr;
+    const float* C = N ? args.C + b * args.C_batch + start * args.C_time : nullptr;
     if (largest_A2 * lane_max(largest_delta) <= 126.0f)
       forward_chunk<false>(steps, channels, N, delta, input, A2, B, args.B_time, C, args.C_time, h, y);
     else
@@ -218,8 +218,8 @@ ISA_TARGET static void backward_block(const ScanArgs& args, int64_t b, int64_t f
     const float largest_delta = load_chunk(args, b, first, channels, start, steps, w);
     std::memset(w.grad_B, 0, sizeof(float) * 2 * CHUNK * N * W);  // grad_B and grad_C are neighbours
 
-    const float* B = args.B + b * args.B_batch + start * args.B_time;
-    const float* C = args.C + b * args.C_batch + start * args.C_time;
+    const float* B = N ? args.B + b * args.B_batch + start * args.B_time : nullptr;
+    const float* C = N ? args.C + b * args.C_batch + start * args.C_time : nullptr;
     if (largest_A * largest_delta <= 126.0f)
       backward_chunk<false>(steps, channels, N, w, B, args.B_time, C, args.C_time, args.z);
     else
