@@ -229,9 +229,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
     parser.add_argument("--rounds", type=int, default=5, help="that count")
     parser.add_argument("--warm-up", type=int, default=1, help="rounds before them")
-    parser.add_argument(
-        "--turn-seconds", type=float, default=1.5, help="for which a turn goes on after its first answer"
-    )
+    parser.add_argument("--turn-seconds", type=float, default=1.5, help="in which an answer is repeated; 0 for one")
     parser.add_argument("--longest-warm-up", type=int, default=2048, help="source tokens in warm-up rounds, at most")
     parser.add_argument("--budget-minutes", type=float, default=None, help="start no round that would exceed these")
     parser.add_argument("--patience-minutes", type=float, default=30, help="for one answer")
