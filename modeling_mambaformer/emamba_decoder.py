@@ -17,7 +17,7 @@ from transformers.models.mamba.modeling_mamba import MambaBlock, MambaModel, Mam
 
 from .mamba_mixer import SelectiveScanMixer
 from .module_snapshot import Snapshot, is_plain_call, report
-from .packed_weights import DECODE_LIBRARY, STORED, WEIGHT_FORMATS, WIDEST_INT8, PackedWeights
+from .packed_weights import DECODE_LIBRARY, STORED, WEIGHT_FORMATS, WIDEST_INT8, PackedWeights, RunArgs
 from .quantized_modules import ROUNDED, RoundedEmbedding, RoundedLinear
 from .selective_scan import scan_backend
 from .state_log import StateLog
@@ -191,20 +191,19 @@ class BoundStep:
 
     def __init__(self, packed: PackedWeights, ids: Tensor, windows: list[Tensor], states: list[Tensor]):
         batch, length = ids.shape
-        self.args = args = type(packed.args).from_buffer_copy(packed.args)
+        self.call = RunArgs(step=packed.args)
+        self.args = args = self.call.step  # the same memory
         self.ids, self.dtype, self.packed = ids, packed.dtype, packed
         self.hidden = torch.empty(batch, length, args.hidden, dtype=torch.float32)
         self.logits = torch.empty(batch, length, args.vocab, dtype=torch.float32)
         args.ids, args.hidden_out, args.logits = ids.data_ptr(), self.hidden.data_ptr(), self.logits.data_ptr()
         args.batch, args.window_format = batch, STORED[windows[0].dtype]
-        self.start_from(windows, states)
+        self.start_from(StateLog(windows, states))
 
-    def start_from(self, windows: list[Tensor], states: list[Tensor]) -> None:
-        """Go on from other states, which the caller answers for as at the beginning."""
-        args, count = self.args, len(windows)
-        args.windows = (ctypes.c_void_p * count)(*[window.data_ptr() for window in windows])
-        args.states = (ctypes.c_void_p * count)(*[state.data_ptr() for state in states])
-        self.kept = (windows, states)
+    def start_from(self, log: StateLog, token: int = 0) -> None:
+        """Go on from the states in `log`; those of one row after its `token`-th token. The caller answers for them."""
+        self.args.windows, self.args.states, self.call.begin = log.window_pointers, log.state_pointers, token
+        self.place = log
 
     def keep_embeddings(self) -> Tensor:
         """From now on, let each run leave the embeddings of `ids`; returns their memory, `(B, T, D)` float32."""
@@ -213,11 +212,26 @@ class BoundStep:
         return self.embedded
 
     def run(self, log: StateLog | None = None, length: int | None = None) -> None:
-        """Read `ids`, or their first `length`; `log` as in `EMambaDecoder.step`, which names the errors too."""
-        args, batch = self.args, len(self.ids)
+        """
+        Read `ids`, or the first `length` of one row.
+
+        Args:
+            log: receives the states after each, from its beginning; the step's own stay, and it goes on from these
+                until told otherwise. Without, there is one token a row, and its states take the place of the former.
+
+        Raises:
+            ValueError: where a log does not fit. IndexError, MemoryError: as `EMambaDecoder.step`.
+        """
+        call, args, batch = self.call, self.args, len(self.ids)
         length = self.ids.shape[1] if length is None else length
+        to, first = (self.place, call.begin) if log is None else (log, 0)
+        rows, tokens = (batch, length) if log is None else (length, batch)
+        if tokens != 1 or first + rows > to.capacity or len(to.states) != args.layer_count:
+            raise ValueError(f"{batch} rows of {length} tokens do not fit a log of {to.capacity} for one row.")
+        call.log_begin = first
+        call.length, call.window_log, call.state_log = length, to.window_pointers, to.state_pointers
         args.threads = self.packed.threads(batch * length)
-        error = log.run(args, length) if log else DECODE_LIBRARY.mambaformer_decode_step(ctypes.byref(args))
+        error = DECODE_LIBRARY.mambaformer_decode_run(ctypes.byref(call))
         if error == 2:
             raise IndexError(f"a token id is outside [0, {args.vocab}): {self.ids.flatten().tolist()}")
         if error:

@@ -28,8 +28,12 @@ from .state_log import StateLog, can_log
 
 logger = logging.get_logger("transformers.mambaformer")
 
-SHORTEST, LONGEST = 2, 8  # tokens that must, and that may, agree before something is proposed
-FIRST = 2  # tokens proposed at first; then twice as many as the last pass was good for
+LONGEST = 8  # tokens that are looked up
+WORTH = (0, 0, 1, 2, 3, 6)
+"""
+Tokens worth proposing where so many agree with an earlier place; any number where more do. Few that agree are as often
+chance, and a long passage is mostly copied on.
+"""
 
 
 @dataclass
@@ -64,13 +68,15 @@ def as_text(ids: torch.Tensor) -> str:
 
 
 def continuation(text: str, width: int) -> str:
-    """Up to `width` characters that followed where `text` last was as it ends, by the longest such ending."""
-    after = len(text)
-    for length in range(SHORTEST, LONGEST + 1):
+    """Up to `width` characters worth proposing, which followed where `text` last was as it ends, by its longest end."""
+    after, agreed = 0, 0
+    for length in range(1, LONGEST + 1):
         found = text.rfind(text[-length:], 0, len(text) - 1)
         if found < 0:
             break
-        after = found + length
+        after, agreed = found + length, length
+    if agreed < len(WORTH):
+        width = min(width, WORTH[agreed])
     return text[after : after + max(width, 0)]
 
 
@@ -79,8 +85,8 @@ class LookAhead:
     Look-ahead of one generation, held by its cache.
 
     Args:
-        width: the most tokens to propose at a time. It begins with `FIRST` and grows where proposals are good, so that
-            answers which repeat nothing lose little.
+        width: the most tokens to propose at a time. Fewer are where little agrees with the text so far, so that answers
+            which repeat nothing lose little.
         cache: of the request. More than one row (a batch, beams, returned sequences) turn look-ahead off: rows agree
             with their proposals to different lengths, and a step of several rows shares its reading of the weights
             already. So do `routing="et5"` and `"soft"`, which ask ET5 one token at a time, and `use_cache=False`.
@@ -88,7 +94,7 @@ class LookAhead:
     """
 
     def __init__(self, width: int, cache: MambaFormerCache, limit: int, ends: Iterable[int]):
-        self.width, self.limit, self.reach = width, limit, FIRST
+        self.width, self.limit = min(width, limit), limit
         self.ends = set(ends)
         self.counts = LookAheadCounts()
         self.text = ""
@@ -123,14 +129,12 @@ class LookAhead:
         if self.ahead is not None and ids.shape[1] == 1 and self.ahead.follows(int(ids)):
             self.counts.accepted += 1
         else:
-            if self.ahead is not None:
-                self.note(self.ahead.taken)
             self.ahead = self._look(model, cache, ids) if ids.shape[1] == 1 else None
         return None if self.ahead is None else self.ahead.take(model, cache)
 
     def propose(self, read: int) -> list[int]:
         """Tokens that may follow the text; `read` decoder tokens came before its last one."""
-        return self.before_end(list(map(ord, continuation(self.text, min(self.reach, self.room(read))))))
+        return self.before_end(list(map(ord, continuation(self.text, self.room(read)))))
 
     def room(self, read: int) -> int:
         """The most tokens that may be proposed, `read` decoder tokens having come before the last one."""
@@ -140,10 +144,10 @@ class LookAhead:
         """What comes in a proposal before the first token that ends an answer."""
         return proposed[: next((at for at, token in enumerate(proposed) if token in self.ends), None)]
 
-    def free_log(self, cache: MambaFormerCache, tokens: int) -> StateLog:
-        """A log for so many tokens in which EMamba's present state does not live."""
-        if self.logs[0] is None or self.logs[0].capacity < tokens:  # fresh memory costs a short answer time
-            self.logs[0] = StateLog(cache.emamba, tokens)
+    def free_log(self, cache: MambaFormerCache) -> StateLog:
+        """A log for the longest pass in which EMamba's present state does not live."""
+        if self.logs[0] is None:
+            self.logs[0] = StateLog.for_tokens(cache.emamba, 1 + self.width)
         return self.logs[0]
 
     def count(self, proposed: int) -> None:
@@ -152,17 +156,13 @@ class LookAhead:
         self.counts.passes += 1
         self.counts.proposed += proposed
 
-    def note(self, taken: int) -> None:
-        """Of the last pass, so many tokens were right, the certain one included: what the next may propose."""
-        self.reach = max(FIRST, 2 * taken)
-
     def _look(self, model: nn.Module, cache: MambaFormerCache, ids: torch.Tensor) -> Ahead | None:
         """Read the one token `ids` `(1, 1)` and what is proposed to follow it, if anything."""
         proposed = self.propose(cache.get_seq_length())
         if not proposed or cache.emamba is None:
             return None
         tokens = torch.cat([ids, ids.new_tensor([proposed])], dim=1)  # (1, 1 + n)
-        log = self.free_log(cache, tokens.shape[1])
+        log = self.free_log(cache)
         read = model.emamba_decoder.step(model.emamba, cache.emamba, tokens, log)
         if read is None:
             self.turn_off("EMamba's compiled decoding step does not apply to this model or call")

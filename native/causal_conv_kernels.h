@@ -58,20 +58,21 @@ ISA_TARGET static void conv_backward_block(const ConvArgs& args, int64_t b, int6
   gather_weight(weight, args, first, channels);
   std::memset(ring, 0, sizeof(float) * (2 * K + 1) * BLOCK);
   for (int64_t t = 0; t < L + K - 1; ++t) {
-    const float* x = args.x + b * args.x_batch + t * args.x_time + first;
-    const float* grad_out = args.grad_out + b * args.grad_out_batch + t * args.grad_out_time + first;
+    const int64_t x_at = b * args.x_batch + t * args.x_time + first;  // an address only while there is an input
+    const int64_t grad_at = b * args.grad_out_batch + t * args.grad_out_time + first;
     float* now = ring + t % K * BLOCK;
     const int64_t done = t - K + 1;
     for (int64_t c = 0; c < channels; c += W) {
       const int64_t lanes = channels - c;
       Vec grad = {};
       if (t < L) {
-        const Vec y = convolve(args, weight + c, x + c, t, first + c, lanes), s = sigmoid(y);
-        grad = load_part(grad_out + c, lanes) * s * (1.0f + y * (1.0f - s));
+        const float* x = args.x + x_at + c;
+        const Vec y = convolve(args, weight + c, x, t, first + c, lanes), s = sigmoid(y);
+        grad = load_part(args.grad_out + grad_at + c, lanes) * s * (1.0f + y * (1.0f - s));
         store(grad_bias + c, load(grad_bias + c) + grad);
         for (int64_t k = t + 1 < K ? K - 1 - t : 0; k < K; ++k) {
           float* sum = grad_weight + k * BLOCK + c;
-          store(sum, load(sum) + grad * load_part(x + c + (k + 1 - K) * args.x_time, lanes));
+          store(sum, load(sum) + grad * load_part(x + (k + 1 - K) * args.x_time, lanes));
         }
       }
       store(now + c, grad);

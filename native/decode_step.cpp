@@ -25,11 +25,12 @@
 
 namespace {
 
-// `length` tokens of each row: ids, hidden_out and logits are (batch, length, ...). The states are read only; the logs
-// receive those after each token, (batch, length, ...) a layer. `step.batch` counts the tokens of all rows within.
+// `length` tokens of each row: ids, hidden_out and logits are (batch, length, ...). The states are read only, the first
+// row's being the `begin`-th of theirs; the logs receive those after each token, (batch, length, ...) a layer, from their
+// `log_begin`-th place on. `step.batch` counts the tokens of all rows within.
 struct RunArgs {
   StepArgs step;
-  int64_t length;
+  int64_t length, begin, log_begin;
   void* const* window_log;
   float* const* state_log;
 };
@@ -48,7 +49,7 @@ struct Shared {
 extern "C" {
 
 // Raised with every change of the structures or of what they mean.
-int64_t mambaformer_decode_abi() { return 6; }
+int64_t mambaformer_decode_abi() { return 7; }
 const char* mambaformer_decode_isa() { return has_avx512() ? "avx512vnni" : has_avx2() ? "avx2" : "portable"; }
 
 // Returns 0; 1 when memory for the workspace is missing; 2, with nothing done, for an id outside the vocabulary.
@@ -83,12 +84,6 @@ int mambaformer_decode_run(const RunArgs* pointer) {
     run(whole, shared, take_own(mine, batch, args.hidden, widest), thread, team_size());
   }
   return 0;
-}
-
-// One token of each row. Its states are their own log.
-int mambaformer_decode_step(const StepArgs* pointer) {
-  const RunArgs args = {*pointer, 1, pointer->windows, pointer->states};
-  return mambaformer_decode_run(&args);
 }
 
 }  // extern "C"

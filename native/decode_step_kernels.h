@@ -19,10 +19,12 @@ ISA_INLINE void convolve_windows(const RunArgs& run, const Layer& layer, const v
                                  const Range& own, float* xz) {
   const StepArgs& args = run.step;
   const int64_t K = KNOWN ? KNOWN : args.kernel, size = args.dim * K;
+  const T* from = static_cast<const T*>(windows) + run.begin * size;
+  T* to = static_cast<T*>(log) + run.log_begin * size;
   for (int64_t b = 0; b < args.batch; ++b) {
     float* x = xz + b * 2 * args.dim;
-    T* window = static_cast<T*>(log) + b * size + own.first * K;
-    const T* old = before(static_cast<const T*>(windows), static_cast<T*>(log), b, run.length, size) + own.first * K;
+    T* window = to + b * size + own.first * K;
+    const T* old = before(from, to, b, run.length, size) + own.first * K;
     for (int64_t c = own.first; c < own.last; ++c, window += K, old += K) {
       const float* weight = layer.conv_weight + c * K;
       float sum = layer.conv_bias ? layer.conv_bias[c] : 0.0f;
@@ -81,6 +83,7 @@ ISA_INLINE void scan_step(const RunArgs& run, const Layer& layer, const float* s
   constexpr int64_t USUAL = 16;  // states, as in all published models
   const StepArgs& args = run.step;
   const int64_t N = args.state, projections = args.rank + 2 * N, size = args.dim * N;
+  states += run.begin * size, log += run.log_begin * size;
   for (int64_t b = 0; b < args.batch; ++b) {
     const float* B = shared.projected + b * projections + args.rank;
     const float* u = shared.xz + b * 2 * args.dim;

@@ -273,10 +273,11 @@ def test_nothing_is_asked_by_default(models):
 
 
 def test_what_is_proposed():
-    assert continuation("the cat sat. a cat", 4) == " sat"
+    assert continuation("the cats sat. the cats", 4) == " sat"
     assert continuation("xab1 yab2 xab", 2) == "1 "  # the longest ending decides, then the latest place
     assert continuation("xab1 xab2 xab", 2) == "2 "
-    assert continuation("abab", 8) == "ab"
+    assert continuation("ab12 ab", 8) == "1" and continuation("abc123 abc", 8) == "12"  # little where little agrees
+    assert continuation("abcdefghijklmn abcdef", 8) == "ghijklmn"
     assert continuation("abcdea", 4) == ""  # one token in common is too little
     assert continuation("abab", 0) == continuation("abab", -3) == continuation("", 4) == ""
 
@@ -314,7 +315,7 @@ def test_a_run_is_its_steps_to_the_bit(make, weight_format, dtype):
     decoder = EMambaDecoder(weight_format)
     with torch.no_grad():
         model(torch.zeros(1, 5, dtype=torch.long), cache_params=cache, use_cache=True)
-        log = StateLog(cache, 9)
+        log = StateLog.for_tokens(cache, 9)
         begun = copy.deepcopy(cache)
         try:
             torch.set_num_threads(2)
@@ -331,7 +332,7 @@ def test_a_run_is_its_steps_to_the_bit(make, weight_format, dtype):
             for mine, theirs in zip(cache.layers, begun.layers, strict=True):
                 assert torch.equal(mine.recurrent_states[0], theirs.recurrent_states[0])
                 assert torch.equal(mine.conv_states[0], theirs.conv_states[0])
-        again = StateLog(cache, 2)
+        again = StateLog.for_tokens(cache, 2)
         with pytest.raises(ValueError, match="log of 2"):
             decoder.step(model, cache, ids, again)
         with pytest.raises(IndexError):

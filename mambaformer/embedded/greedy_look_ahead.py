@@ -40,7 +40,7 @@ class AheadSteps(CompiledSteps):
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
         self.tokens: list[int] = []  # of the last pass
         self.at = 0  # which of them was taken last
-        self.log: StateLog | None = None  # of the last pass, unless it read one token and left its state in the cache
+        self.log: StateLog | None = None  # where the state lives, once it has left the cache
         self.by_heads = False  # whether the heads proposed for the last pass
         self.success, self.since = 0.5, 0  # of the first proposals, the share that was right lately; tokens since then
 
@@ -55,14 +55,14 @@ class AheadSteps(CompiledSteps):
             look_ahead.counts.accepted += 1
             self.at += 1
             return self.at
-        if self.log is not None:
-            self._judge()
-            self._go_back(self.log)
+        self._judge()
+        if len(self.tokens) > 1:
+            self.step.start_from(self.log, self.at)
         proposed = self._propose(seen.shape[1] - 1)
         self.tokens, self.at = [token, *proposed], 0
         self.words[: len(self.tokens)] = self.tokens
         if proposed:
-            self.log = look_ahead.free_log(self.cache, len(self.tokens))
+            self.log = look_ahead.free_log(self.cache)
             self.step.run(self.log, len(self.tokens))
             look_ahead.count(len(proposed))
         else:
@@ -70,11 +70,9 @@ class AheadSteps(CompiledSteps):
         return 0
 
     def _judge(self) -> None:
-        """Learn from how far the last pass's proposals were right."""
+        """Learn from whether the heads were right in the last pass, if they proposed."""
         if self.by_heads:
             self.success = MEMORY * self.success + (1 - MEMORY) * (self.at > 0)
-        else:
-            self.look_ahead.note(self.at + 1)
 
     def _propose(self, read: int) -> list[int]:
         """What may follow the text, `read` decoder tokens having come before its last one."""
@@ -93,14 +91,7 @@ class AheadSteps(CompiledSteps):
         self.since = 0
         return self.look_ahead.before_end(heads.propose(self.step.hidden[0, self.at])[:most])
 
-    def _go_back(self, log: StateLog) -> None:
-        """Let the cache hold, and the step start from, the state after the last token that was taken."""
-        log.restore(self.cache.emamba, self.at)
-        layers = self.cache.emamba.layers
-        self.step.start_from([x.conv_states[0] for x in layers], [x.recurrent_states[0] for x in layers])
-        self.log = None
-
     def finish(self, seen: Tensor) -> None:
         if self.log is not None:
-            self._go_back(self.log)
+            self.log.restore(self.cache.emamba, self.step.call.begin if len(self.tokens) == 1 else self.at)
         super().finish(seen)

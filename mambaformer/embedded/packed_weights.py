@@ -20,7 +20,7 @@ from .rounded_weight import RoundedWeight
 from .weight_arena import Arena
 from .weight_rounding import GROUP, quantize_rows
 
-DECODE_ABI = 6
+DECODE_ABI = 7
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # of native/decode_step.cpp
 BYTES = 64  # columns of an int8 matrix are filled up to a multiple of this
 LOG2_E = 1.4426950408889634
@@ -75,6 +75,13 @@ class StepArgs(ctypes.Structure):
             "threads",
         )
     ]
+
+
+class RunArgs(ctypes.Structure):
+    """`RunArgs` of native/decode_step.cpp."""
+
+    _fields_ = [("step", StepArgs)] + [(name, ctypes.c_int64) for name in ("length", "begin", "log_begin")]
+    _fields_ += [(name, ctypes.POINTER(ctypes.c_void_p)) for name in ("window_log", "state_log")]
 
 
 def load_decode_library() -> ctypes.CDLL | None:
