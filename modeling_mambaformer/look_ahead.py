@@ -68,7 +68,7 @@ def as_text(ids: torch.Tensor) -> str:
 
 
 def continuation(text: str, width: int) -> str:
-    """Up to `width` characters worth proposing, which followed where `text` last was as it ends, by its longest end."""
+    """Up to `width` characters worth proposing: what followed where `text` last was as it ends."""
     after, agreed = 0, 0
     for length in range(1, LONGEST + 1):
         found = text.rfind(text[-length:], 0, len(text) - 1)
@@ -85,8 +85,8 @@ class LookAhead:
     Look-ahead of one generation, held by its cache.
 
     Args:
-        width: the most tokens to propose at a time. Fewer are where little agrees with the text so far, so that answers
-            which repeat nothing lose little.
+        width: the most tokens to propose at a time. Fewer are where little agrees with the text so far, so that
+            answers which repeat nothing lose little.
         cache: of the request. More than one row (a batch, beams, returned sequences) turn look-ahead off: rows agree
             with their proposals to different lengths, and a step of several rows shares its reading of the weights
             already. So do `routing="et5"` and `"soft"`, which ask ET5 one token at a time, and `use_cache=False`.
