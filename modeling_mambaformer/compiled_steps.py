@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .cache_mambaformer import MambaFormerCache
 from .emamba_decoder import BoundStep
 from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
-from .router_step import RouterStep, bind_router, likeliest
+from .router_step import RouterRecord, RouterStep, bind_router, likeliest
 from .routing_pass import Choice, ask_et5, merge_experts
 
 
@@ -21,9 +21,6 @@ class CompiledSteps:
         step, router: bound to each other's memory, which they write over at each token: the step to `step.ids`
             `(B, T)`, T being 1, the router to their first position; no router where EMamba writes every token.
         ended: `(B, 1)` bool, which the router reads.
-
-    Attributes:
-        top: `(B,)` long, the likeliest tokens of what `read` returned; `None` if they are not known yet.
     """
 
     @classmethod
@@ -67,58 +64,63 @@ class CompiledSteps:
     ):
         self.model, self.cache, self.step, self.router, self.ended = model, cache, step, router, ended
         self.ends_at: Tensor | None = None  # of the cache, when `ended` was last written
-        self.top: Tensor | None = None
-        self.levels: list[Tensor] = []  # margin and EMamba's log-probability, (2, B, 1) a position
-        self.choices: list[Tensor] = []  # expert and gap, (2, B, 1) a position
+        self.words = step.ids.numpy()  # the same memory, which takes numbers sooner
+        self.count = 0  # positions read
+        self._keep(RouterRecord(64, len(ended), 1))
         self.asked: list[tuple[int, RouteTrace]] = []  # positions at which ET5 spoke for some row
 
+    def _keep(self, record: RouterRecord) -> None:
+        """Record positions here from now on."""
+        self.record, self.experts = record, record.choices.numpy()[:, 0]
+        if self.router is not None:
+            self.router.record = record
+
     def read(self, seen: Tensor) -> Tensor:
-        """Logits `(B, V)` after `seen` `(B, t)`, of which the last token is new."""
-        cache, router = self.cache, self.router
+        """The likeliest tokens `(B,)` after `seen` `(B, t)`, of which the last token is new."""
+        cache, router, position = self.cache, self.router, self.count
         cache.decoder_ids = seen
         if cache.ends_at is not self.ends_at:
             self.ends_at = cache.ends_at
             torch.le(cache.ends_at, seen.shape[1], out=self.ended[:, 0])
         at = self._advance(seen)
-        logits = self.step.logits[:, at : at + 1]  # (B, 1, V)
+        self.count += 1
+        if position == len(self.record.top):
+            self._keep(self.record.grown())
         if router is None:
-            self._note_emamba(logits[:, 0])
-            return logits[:, 0]
+            self._note_emamba(self.step.logits[:, at], position)
+            return self.record.top[position, :, 0]
         router.move_to(at)
         router.args.threshold = cache.request.threshold_at(router.state.position)
-        router.run()
-        self.levels.append(router.levels.clone())
-        self.choices.append(router.choices.clone())
-        if ET5 not in router.expert.flatten().tolist():
-            self.top = router.top[:, 0].clone()
-            return logits[:, 0]
-        self.top = None
-        asked = router.expert == ET5  # (B, 1)
-        choice = Choice(router.expert, router.gap, router.margin, asked, logits, router.state)
+        router.run(position)
+        if ET5 not in self.experts[position]:
+            return self.record.top[position, :, 0]
+        (margin, _), (expert, gap) = self.record.levels[position], self.record.choices[position]
+        asked = expert == ET5  # (B, 1)
+        choice = Choice(expert, gap, margin, asked, self.step.logits[:, at : at + 1], router.state)
         said = ask_et5(self.model, cache, asked, seen.shape[1] - 1)  # (B, 1, V)
         merged, trace = merge_experts(self.model, cache.request, choice, said, 1)
-        self.asked.append((len(self.choices) - 1, trace))
-        return merged[:, 0]
+        self.asked.append((position, trace))
+        return merged[:, 0].argmax(-1)
 
     def _advance(self, seen: Tensor) -> int:
         """Let EMamba have read the last token of `seen`; returns its place in the step's memory."""
-        self.step.ids.copy_(seen[:, -1:])
+        self.words[:, 0] = seen.numpy()[:, -1]
         self.step.run()
         return 0
 
-    def _note_emamba(self, logits: Tensor) -> None:
-        """Record a position at which EMamba speaks for all rows, no router having been asked."""
-        rows = len(self.ended)
-        self.top = torch.empty(rows, dtype=torch.long)
-        levels = torch.full((2, rows, 1), float("nan"), dtype=torch.float32)  # no margin
-        likeliest(logits, self.top, levels[1])
-        expert = torch.where(self.ended, ENDED, EMAMBA)  # (B, 1)
-        self.levels.append(levels.masked_fill_(self.ended, float("nan")))
-        self.choices.append(torch.stack([expert, torch.zeros_like(expert)]))
+    def _note_emamba(self, logits: Tensor, position: int) -> None:
+        """Record a position at which EMamba speaks for all rows by `logits` `(B, V)`, no router having been asked."""
+        (margin, log_top), (expert, gap) = self.record.levels[position], self.record.choices[position]  # (B, 1)
+        likeliest(logits, self.record.top[position], log_top)
+        margin.fill_(float("nan"))
+        log_top.masked_fill_(self.ended, float("nan"))
+        expert.fill_(EMAMBA).masked_fill_(self.ended, ENDED)
+        gap.zero_()
 
     def finish(self, seen: Tensor) -> None:
         """Leave the cache as `forward` would, having read `seen` `(B, t)`."""
-        (margin, log_p_emamba), (expert, gap) = torch.cat(self.levels, dim=2), torch.cat(self.choices, dim=2)
+        kept = (x[: self.count, ..., 0].movedim(0, -1).clone() for x in (self.record.levels, self.record.choices))
+        (margin, log_p_emamba), (expert, gap) = kept  # (B, T)
         log_p_et5 = torch.full_like(margin, float("nan"))  # (B, T)
         for position, trace in self.asked:
             log_p_emamba[:, position : position + 1] = trace.log_p_emamba

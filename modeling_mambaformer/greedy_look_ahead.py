@@ -36,7 +36,6 @@ class AheadSteps(CompiledSteps):
     ):
         super().__init__(model, cache, step, router, ended)
         self.look_ahead: LookAhead = cache.look_ahead
-        self.words = step.ids.numpy()[0]  # the same memory, which takes Python's numbers sooner
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
         self.tokens: list[int] = []  # of the last pass
         self.at = 0  # which of them was taken last
@@ -49,7 +48,7 @@ class AheadSteps(CompiledSteps):
         return 1 + cache.look_ahead.width
 
     def _advance(self, seen: Tensor) -> int:
-        look_ahead, token = self.look_ahead, int(seen[0, -1])
+        look_ahead, token = self.look_ahead, int(seen.numpy()[0, -1])
         look_ahead.text += chr(token)
         if self.tokens[self.at + 1 : self.at + 2] == [token]:
             look_ahead.counts.accepted += 1
@@ -60,7 +59,7 @@ class AheadSteps(CompiledSteps):
             self.step.start_from(self.log, self.at)
         proposed = self._propose(seen.shape[1] - 1)
         self.tokens, self.at = [token, *proposed], 0
-        self.words[: len(self.tokens)] = self.tokens
+        self.words[0, : len(self.tokens)] = self.tokens
         if proposed:
             self.log = look_ahead.free_log(self.cache)
             self.step.run(self.log, len(self.tokens))

@@ -28,12 +28,8 @@ from .state_log import StateLog, can_log
 
 logger = logging.get_logger("transformers.mambaformer")
 
-LONGEST = 8  # tokens that are looked up
-WORTH = (0, 0, 1, 2, 3, 6)
-"""
-Tokens worth proposing where so many agree with an earlier place; any number where more do. Few that agree are as often
-chance, and a long passage is mostly copied on.
-"""
+SHORTEST, LONGEST = 2, 8  # tokens that must, and that may, agree with an earlier place before something is proposed
+COPIED = 6  # tokens that agree in a passage being copied, which goes on; where fewer do, one is proposed
 
 
 @dataclass
@@ -69,15 +65,13 @@ def as_text(ids: torch.Tensor) -> str:
 
 def continuation(text: str, width: int) -> str:
     """Up to `width` characters worth proposing: what followed where `text` last was as it ends."""
-    after, agreed = 0, 0
-    for length in range(1, LONGEST + 1):
+    after, agreed = len(text), 0
+    for length in range(SHORTEST, LONGEST + 1):
         found = text.rfind(text[-length:], 0, len(text) - 1)
         if found < 0:
             break
         after, agreed = found + length, length
-    if agreed < len(WORTH):
-        width = min(width, WORTH[agreed])
-    return text[after : after + max(width, 0)]
+    return text[after : after + max(0, width if agreed >= COPIED else min(width, 1))]
 
 
 class LookAhead:

@@ -78,7 +78,8 @@ ROUTES = {
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_as_plain_decoding(models, route):
+def test_as_plain_decoding(models, route, monkeypatch):
+    monkeypatch.setattr(look_ahead, "COPIED", look_ahead.SHORTEST)  # also much that is wrong is proposed
     total, chosen, ended = LookAheadCounts(), 0, 0
     for seed in SEEDS:
         model, source = models[seed % len(models)], question(seed)
@@ -274,9 +275,9 @@ def test_nothing_is_asked_by_default(models):
 
 def test_what_is_proposed():
     assert continuation("the cats sat. the cats", 4) == " sat"
-    assert continuation("xab1 yab2 xab", 2) == "1 "  # the longest ending decides, then the latest place
-    assert continuation("xab1 xab2 xab", 2) == "2 "
-    assert continuation("ab12 ab", 8) == "1" and continuation("abc123 abc", 8) == "12"  # little where little agrees
+    assert continuation("xab1 yab2 xab", 2) == "1"  # the longest ending decides, then the latest place
+    assert continuation("xab1 xab2 xab", 2) == "2"
+    assert continuation("abcde123 abcde", 8) == "1"  # one where few agree
     assert continuation("abcdefghijklmn abcdef", 8) == "ghijklmn"
     assert continuation("abcdea", 4) == ""  # one token in common is too little
     assert continuation("abab", 0) == continuation("abab", -3) == continuation("", 4) == ""

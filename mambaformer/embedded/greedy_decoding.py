@@ -79,16 +79,15 @@ def decode_greedily(
     room = int(min(limit, length + model.config.max_target_length))
     answers = grown(input_ids, room)
     done = torch.zeros(rows, dtype=torch.bool)
-    steps = None
+    steps, tokens = None, logits.argmax(-1)  # (B,)
     while True:
-        tokens = logits.argmax(-1) if steps is None or steps.top is None else steps.top  # (B,)
         if ends:
             if rows > 1:
                 tokens = torch.where(done, pad, tokens)
             reached = [token in ends for token in tokens.tolist()]
         if length == answers.shape[1]:
             answers = grown(answers, 2 * length)
-        answers[:, length] = tokens
+        answers.numpy()[:, length] = tokens.numpy()
         length += 1
         if streamer is not None:
             streamer.put(tokens)
@@ -102,7 +101,7 @@ def decode_greedily(
         if steps is None:
             looks_ahead = cache.look_ahead is not None and cache.look_ahead.counts.off is None
             steps = (AheadSteps if looks_ahead else CompiledSteps).bind(model, cache, rows) or Forward(model, cache)
-        logits = steps.read(seen)
+        tokens = steps.read(seen)
     if steps is not None:
         steps.finish(answers[:, : length - 1])
     if streamer is not None:
@@ -120,14 +119,12 @@ def grown(ids: Tensor, length: int) -> Tensor:
 class Forward:
     """Reads tokens with the model's own `forward`."""
 
-    top = None
-
     def __init__(self, model: nn.Module, cache: MambaFormerCache):
         self.model, self.cache = model, cache
 
     def read(self, seen: Tensor) -> Tensor:
-        """Logits `(B, V)` after `seen` `(B, t)`, of which the last token is new."""
-        return self.model(decoder_input_ids=seen[:, -1:], past_key_values=self.cache).logits[:, -1]
+        """The likeliest tokens `(B,)` after `seen` `(B, t)`, of which the last token is new."""
+        return self.model(decoder_input_ids=seen[:, -1:], past_key_values=self.cache).logits[:, -1].argmax(-1)
 
     def finish(self, seen: Tensor) -> None:
         """Nothing is left to do."""

@@ -35,6 +35,34 @@ class RouterArgs(ctypes.Structure):
     _fields_ += [(name, ctypes.c_int64) for name in INTEGERS.split()]
 
 
+class RouterRecord:
+    """
+    What the router found in up to `runs` runs on T positions of B rows each, in memory that compiled code writes.
+
+    Attributes:
+        levels: `(runs, 2, B, T)` float32: the margin, and the log-probability in nats of EMamba's likeliest token;
+            both NaN after the end of an answer.
+        choices: `(runs, 2, B, T)` long: expert and gap, as in `RouteTrace`.
+        top: `(runs, B, T)` long, EMamba's likeliest tokens.
+    """
+
+    def __init__(self, runs: int, rows: int, positions: int):
+        self.levels = torch.empty(runs, 2, rows, positions, dtype=torch.float32)
+        self.choices = torch.empty(runs, 2, rows, positions, dtype=torch.long)
+        self.top = torch.empty(runs, rows, positions, dtype=torch.long)
+        (margin, log_top), (expert, gap) = self.levels[0], self.choices[0]
+        firsts = {"margin": margin, "log_top": log_top, "expert": expert, "gap": gap}
+        self.bases = {name: (first.data_ptr(), 2 * first.nbytes) for name, first in firsts.items()}
+        self.bases["top"] = (self.top.data_ptr(), self.top[0].nbytes)  # a run's place, and bytes to the next
+
+    def grown(self) -> RouterRecord:
+        """One of twice the runs, which begins with these."""
+        larger = RouterRecord(2 * len(self.top), *self.top.shape[1:])
+        for name in ("levels", "choices", "top"):
+            getattr(larger, name)[: len(self.top)] = getattr(self, name)
+        return larger
+
+
 class RouterStep:
     """
     T positions of B rows, and the memory of the call that chooses there: it may be run again, on the positions that
@@ -46,11 +74,8 @@ class RouterStep:
             `TokenRouter.choose`.
 
     Attributes:
-        expert, gap: `(B, T)` long, as in `RouteTrace`. margin: `(B, T)` float32, NaN after the end of an answer.
-        log_top: `(B, T)` float32, log-probability in nats of EMamba's likeliest token; NaN after the end.
-        choices, levels: expert and gap, margin and log_top, `(2, B, T)` each.
-        top: `(B, T)` long, EMamba's likeliest tokens.
-        state: the router's state after the last position. All are overwritten by each run.
+        state: the router's state after the last position, overwritten by each run.
+        record: what the runs found.
     """
 
     def __init__(
@@ -67,12 +92,8 @@ class RouterStep:
         names = ("previous", "since", "spent", "domain_sum", "embedding_sum", "seen")
         updated = {name: getattr(state, name).clone() for name in names}
         self.state = RouterState(**updated, position=state.position)
-        self.levels = torch.empty(2, batch, self.count, dtype=torch.float32)
-        self.choices = torch.empty(2, batch, self.count, dtype=torch.long)
-        (self.margin, self.log_top), (self.expert, self.gap) = self.levels, self.choices
-        self.top = torch.empty(batch, self.count, dtype=torch.long)
-        made = {name: getattr(self, name) for name in ("margin", "log_top", "expert", "gap", "top")}
-        self.tensors = {**tensors, **updated, **made}
+        self.tensors = {**tensors, **updated}
+        self.record = RouterRecord(1, batch, self.count)
         self.bases = {  # where a position lies, and how many bytes before the next one
             name: (tensors[name].data_ptr(), tensors[name][0, 0].nbytes)
             for name in ("ids", "embeddings", "states", "logits")
@@ -94,15 +115,17 @@ class RouterStep:
         for name, (base, size) in self.bases.items():
             setattr(self.args, name, base + at * size)
 
-    def run(self) -> None:
+    def run(self, number: int = 0) -> None:
         """
-        Choose at all positions, and let `state` be that after them.
+        Choose at all positions, as run `number` of `record`, and let `state` be that after them.
 
         Raises:
             IndexError: for an id outside the vocabulary.
             MemoryError: where the workspace finds no memory.
         """
         self.args.position = self.state.position
+        for name, (base, size) in self.record.bases.items():
+            setattr(self.args, name, base + number * size)
         error = DECODE_LIBRARY.mambaformer_router_step(ctypes.byref(self.args))
         if error == 2:
             raise IndexError(f"a token id is outside [0, {self.args.vocab}): {self.ids.flatten().tolist()}")

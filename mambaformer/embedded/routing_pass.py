@@ -84,8 +84,9 @@ def choose(
         step = bind_router(model.router, embeddings, ids, hidden, logits, state, scalars, allowed, ended, *limits)
         if step is not None:
             step.run()
-            asked = ~ended if soft else step.expert == ET5
-            return Choice(step.expert, step.gap, step.margin, asked, logits, step.state, step.log_top)
+            (margin, log_top), (expert, gap) = step.record.levels[0], step.record.choices[0]  # (B, T)
+            asked = ~ended if soft else expert == ET5
+            return Choice(expert, gap, margin, asked, logits, step.state, log_top)
 
     inputs, after = router_inputs(model.emamba, model.router, model.config, hidden, logits, ids, state, scalars)
     encoded = model.router.encode(inputs)  # (B, T, H)

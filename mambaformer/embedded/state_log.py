@@ -26,8 +26,8 @@ class StateLog:
     States that stay where they are in memory, and what compiled code needs to find them.
 
     Args:
-        windows, states: a layer each, `(capacity, D, K)` and `(capacity, D, N)` float32, contiguous; the caller answers
-            for that.
+        windows, states: a layer each, `(capacity, D, K)` and `(capacity, D, N)` float32, contiguous; the caller
+            answers for that.
 
     Attributes:
         capacity: rows, or tokens of one row. window_pointers, state_pointers: a layer each.
