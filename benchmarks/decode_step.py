@@ -103,7 +103,7 @@ def main() -> None:
     ids = torch.randint(config.vocab_size, (arguments.batch, 1))
 
     medians: dict[str, list[float]] = {}
-    times, limits, speeds = {}, {}, {}
+    times, limits, speeds, slowest = {}, {}, {}, {}
     with torch.no_grad():
         steps = {LIBRARY_MODULES: modules_step(plain, ids), OUR_MODULES: modules_step(ours, ids)}
         byte_counts = dict.fromkeys(steps, 0)
@@ -121,7 +121,7 @@ def main() -> None:
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             times[threads], found = measure(steps, arguments.tokens, arguments.rounds)
-            speeds[threads] = max(found)
+            speeds[threads], slowest[threads] = max(found), min(found)
             limits[threads] = {name: 1000 * count / speeds[threads] for name, count in byte_counts.items()}
             for name, values in times[threads].items():
                 medians.setdefault(name, []).append(statistics.median(values))
@@ -136,7 +136,10 @@ def main() -> None:
     columns = ["Step", "Weights read, MiB"]
     for threads in arguments.threads:
         columns += [f"ms a token, {threads} thread(s)", "limit, ms", "x limit"]
-    speed_text = ", ".join(f"{speeds[threads] / GIGABYTE:.1f} GB/s with {threads}" for threads in arguments.threads)
+    speed_text = ", ".join(
+        f"{speeds[threads] / GIGABYTE:.1f} GB/s (in the slowest round {slowest[threads] / GIGABYTE:.1f}) with {threads}"
+        for threads in arguments.threads
+    )
     result = {
         "command": command_line("decode_step", arguments),
         "columns": columns,

@@ -98,6 +98,7 @@ def describe(run: Run, speeds: Figures) -> str:
     """The sentences below the first table: sizes, rules of the comparison, the machine's speed."""
     arguments = run.arguments
     engines = ", ".join(f"{name} {version}" for name, version in engine_versions().items())
+    slowest = {name: min(speed[name] for speed in run.speeds) for name in speeds}
     sentences = [
         f"Seconds of a whole answer of {arguments.new_tokens} new tokens, batch 1, greedy, without an early end; "
         f"{arguments.sizes} sizes, random weights, a vocabulary of {vocabulary(arguments.sizes):,} for all, "
@@ -106,7 +107,8 @@ def describe(run: Run, speeds: Figures) -> str:
         f"A turn went on for {arguments.turn_seconds:g} s and counts as its median answer, the first left out where "
         "there were more.",
         f"Meanwhile the machine read {speeds['bytes_per_second'] / GIGA:.1f} GB/s and multiplied float32 matrices at "
-        f"{speeds['gemm_flops'] / GIGA:.0f} GFLOP/s, the best of all rounds.",
+        f"{speeds['gemm_flops'] / GIGA:.0f} GFLOP/s, the best of all rounds; in the slowest, "
+        f"{slowest['bytes_per_second'] / GIGA:.1f} GB/s and {slowest['gemm_flops'] / GIGA:.0f} GFLOP/s.",
         "MambaFormer is flan-t5-base and Mamba-130m, both in int8. Gate and router are computed as in use; which "
         "tokens go to ET5 is set from outside, because random weights route at random.",
         f'"Gate open for {OPEN:.0%}" is {1 - OPEN:g} of the time with the gate closed and {OPEN:g} of the time with '
