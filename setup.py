@@ -31,7 +31,8 @@ class BuildSharedLibrary(build_ext):
 LIBRARIES = {
     "_selective_scan": ["native/causal_conv.cpp", "native/selective_scan.cpp"],
     "_decode_step": [
-        f"native/{name}.cpp" for name in ("decode_step", "prefill", "router_step", "et5_pass", "et5_encoder", "linear")
+        f"native/{name}.cpp"
+        for name in ("decode_step", "router_step", "greedy_run", "prefill", "et5_pass", "et5_encoder", "linear")
     ],
 }
 

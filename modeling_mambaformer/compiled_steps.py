@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .cache_mambaformer import MambaFormerCache
 from .emamba_decoder import BoundStep
+from .greedy_run import GreedyRun
 from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
 from .router_step import RouterRecord, RouterStep, bind_router, likeliest
 from .routing_pass import Choice, ask_et5, merge_experts
@@ -20,7 +21,7 @@ class CompiledSteps:
     Args:
         step, router: bound to each other's memory, which they write over at each token: the step to `step.ids`
             `(B, T)`, T being 1, the router to their first position; no router where EMamba writes every token.
-        ended: `(B, 1)` bool, which the router reads.
+        ended: `(B, 1)` bool, which the router reads. ends, pad: as of `GreedyRun`.
     """
 
     @classmethod
@@ -29,8 +30,10 @@ class CompiledSteps:
         return 1
 
     @classmethod
-    def bind(cls, model: nn.Module, cache: MambaFormerCache, rows: int) -> CompiledSteps | None:
-        """Steps on the memory of `cache`; `None` where `forward` has to be called."""
+    def bind(
+        cls, model: nn.Module, cache: MambaFormerCache, rows: int, ends: set[int], pad: int
+    ) -> CompiledSteps | None:
+        """Steps on the memory of `cache`, for answers that end with `ends`; `None` where `forward` has to be called."""
         request = cache.request
         if request.routing not in ("auto", "emamba") or cache.emamba is None:
             return None
@@ -41,7 +44,7 @@ class CompiledSteps:
             return None
         ended = torch.zeros(rows, 1, dtype=torch.bool)
         if request.routing == "emamba":
-            return cls(model, cache, step, None, ended)
+            return cls(model, cache, step, None, ended, ends, pad)
         embedded = step.keep_embeddings()  # (B, T, D)
         router = bind_router(
             model.router,
@@ -57,12 +60,20 @@ class CompiledSteps:
             request.cap,
             request.first_new,
         )
-        return None if router is None else cls(model, cache, step, router, ended)
+        return None if router is None else cls(model, cache, step, router, ended, ends, pad)
 
     def __init__(
-        self, model: nn.Module, cache: MambaFormerCache, step: BoundStep, router: RouterStep | None, ended: Tensor
+        self,
+        model: nn.Module,
+        cache: MambaFormerCache,
+        step: BoundStep,
+        router: RouterStep | None,
+        ended: Tensor,
+        ends: set[int],
+        pad: int,
     ):
         self.model, self.cache, self.step, self.router, self.ended = model, cache, step, router, ended
+        self.greedy = GreedyRun(step, router, ended, ends, pad)
         self.ends_at: Tensor | None = None  # of the cache, when `ended` was last written
         self.words = step.ids.numpy()  # the same memory, which takes numbers sooner
         self.count = 0  # positions read
@@ -75,30 +86,56 @@ class CompiledSteps:
         if self.router is not None:
             self.router.record = record
 
-    def read(self, seen: Tensor) -> Tensor:
+    def read_on(self, answers: Tensor, length: int, most: int) -> tuple[Tensor, int]:
+        """
+        Read the last of `length` tokens of `answers` `(B, room)`, and at most `most` positions in all.
+
+        Returns:
+            the likeliest tokens `(B,)` after the last position, and how many were read; the tokens between them have
+            been put into `answers`. No row ends in these but with the tokens returned.
+        """
+        position, request = self.count, self.cache.request
+        if position == len(self.record.top):
+            self._keep(self.record.grown())
+        self._note_ends(length)
+        if self.step.dtype != torch.float32:  # whose hidden states are rounded in between
+            return self._read(answers[:, :length]), 1
+        most = min(most, len(self.record.top) - position)
+        first = 0 if self.router is None else self.router.state.position
+        thresholds = [request.threshold_at(at) for at in range(first, first + most)]
+        read, asked = self.greedy.run(answers, length, thresholds, self.record, position)
+        self.count += read
+        self.cache.decoder_ids = seen = answers[:, : length + read - 1]
+        return self._ask(seen, 0) if asked else self.record.top[self.count - 1, :, 0], read
+
+    def _note_ends(self, length: int) -> None:
+        """Mark the rows that have ended with `length` tokens or fewer."""
+        if self.cache.ends_at is not self.ends_at:
+            self.ends_at = self.cache.ends_at
+            torch.le(self.cache.ends_at, length, out=self.ended[:, 0])
+
+    def _read(self, seen: Tensor) -> Tensor:
         """The likeliest tokens `(B,)` after `seen` `(B, t)`, of which the last token is new."""
         cache, router, position = self.cache, self.router, self.count
         cache.decoder_ids = seen
-        if cache.ends_at is not self.ends_at:
-            self.ends_at = cache.ends_at
-            torch.le(cache.ends_at, seen.shape[1], out=self.ended[:, 0])
         at = self._advance(seen)
         self.count += 1
-        if position == len(self.record.top):
-            self._keep(self.record.grown())
         if router is None:
             self._note_emamba(self.step.logits[:, at], position)
             return self.record.top[position, :, 0]
         router.move_to(at)
         router.args.threshold = cache.request.threshold_at(router.state.position)
         router.run(position)
-        if ET5 not in self.experts[position]:
-            return self.record.top[position, :, 0]
+        return self._ask(seen, at) if ET5 in self.experts[position] else self.record.top[position, :, 0]
+
+    def _ask(self, seen: Tensor, at: int) -> Tensor:
+        """The likeliest tokens `(B,)` where ET5 is asked after the last token of `seen`, the step's token `at`."""
+        position = self.count - 1
         (margin, _), (expert, gap) = self.record.levels[position], self.record.choices[position]
         asked = expert == ET5  # (B, 1)
-        choice = Choice(expert, gap, margin, asked, self.step.logits[:, at : at + 1], router.state)
-        said = ask_et5(self.model, cache, asked, seen.shape[1] - 1)  # (B, 1, V)
-        merged, trace = merge_experts(self.model, cache.request, choice, said, 1)
+        choice = Choice(expert, gap, margin, asked, self.step.logits[:, at : at + 1], self.router.state)
+        said = ask_et5(self.model, self.cache, asked, seen.shape[1] - 1)  # (B, 1, V)
+        merged, trace = merge_experts(self.model, self.cache.request, choice, said, 1)
         self.asked.append((position, trace))
         return merged[:, 0].argmax(-1)
 

@@ -222,6 +222,13 @@ class BoundStep:
         Raises:
             ValueError: where a log does not fit. IndexError, MemoryError: as `EMambaDecoder.step`.
         """
+        self.prepare(log, length)
+        self.check(DECODE_LIBRARY.mambaformer_decode_run(ctypes.byref(self.call)))
+        if self.dtype != torch.float32:
+            self.hidden.copy_(self.hidden.to(self.dtype))
+
+    def prepare(self, log: StateLog | None = None, length: int | None = None) -> None:
+        """Let `call` be what `run` does; the arguments are the same, and so is the `ValueError`."""
         call, args, batch = self.call, self.args, len(self.ids)
         length = self.ids.shape[1] if length is None else length
         to, first = (self.place, call.begin) if log is None else (log, 0)
@@ -231,15 +238,15 @@ class BoundStep:
         call.log_begin = first
         call.length, call.window_log, call.state_log = length, to.window_pointers, to.state_pointers
         args.threads = self.packed.threads(batch * length)
-        error = DECODE_LIBRARY.mambaformer_decode_run(ctypes.byref(call))
+
+    def check(self, error: int) -> None:
+        """Raise what a call of the library tells: IndexError or MemoryError, as `EMambaDecoder.step`."""
         if error == 2:
-            raise IndexError(f"a token id is outside [0, {args.vocab}): {self.ids.flatten().tolist()}")
+            raise IndexError(f"a token id is outside [0, {self.args.vocab}): {self.ids.flatten().tolist()}")
         if error:
             raise MemoryError(
-                f"a decoding step of {batch} rows found no memory for its workspace; use a smaller batch"
+                f"a decoding step of {len(self.ids)} rows found no memory for its workspace; use a smaller batch"
             )
-        if self.dtype != torch.float32:
-            self.hidden.copy_(self.hidden.to(self.dtype))
 
 
 def run_step(

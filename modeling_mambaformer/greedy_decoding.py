@@ -24,6 +24,9 @@ from .greedy_look_ahead import AheadSteps
 from .module_snapshot import is_plain_call
 
 
+AT_ONCE, STREAMED = 32, 8  # tokens in one call, after which an interruption is noticed, and a streamer is told
+
+
 def is_plain_greedy(
     model: nn.Module,
     cache: MambaFormerCache,
@@ -85,8 +88,6 @@ def decode_greedily(
             if rows > 1:
                 tokens = torch.where(done, pad, tokens)
             reached = [token in ends for token in tokens.tolist()]
-        if length == answers.shape[1]:
-            answers = grown(answers, 2 * length)
         answers.numpy()[:, length] = tokens.numpy()
         length += 1
         if streamer is not None:
@@ -97,11 +98,17 @@ def decode_greedily(
             cache.finish(done, length)
             if bool(done.all()):
                 break
-        seen = answers[:, :length]
         if steps is None:
             looks_ahead = cache.look_ahead is not None and cache.look_ahead.counts.off is None
-            steps = (AheadSteps if looks_ahead else CompiledSteps).bind(model, cache, rows) or Forward(model, cache)
-        tokens = steps.read(seen)
+            kind = AheadSteps if looks_ahead else CompiledSteps
+            steps = kind.bind(model, cache, rows, ends, 0 if pad is None else int(pad)) or Forward(model, cache)
+        if length == answers.shape[1]:
+            answers = grown(answers, 2 * length)
+        most = int(min(limit - length, answers.shape[1] - length, AT_ONCE if streamer is None else STREAMED))
+        tokens, read = steps.read_on(answers, length, most)
+        for at in range(length, length + read - 1) if streamer is not None else ():
+            streamer.put(answers[:, at])
+        length += read - 1
     if steps is not None:
         steps.finish(answers[:, : length - 1])
     if streamer is not None:
@@ -122,9 +129,10 @@ class Forward:
     def __init__(self, model: nn.Module, cache: MambaFormerCache):
         self.model, self.cache = model, cache
 
-    def read(self, seen: Tensor) -> Tensor:
-        """The likeliest tokens `(B,)` after `seen` `(B, t)`, of which the last token is new."""
-        return self.model(decoder_input_ids=seen[:, -1:], past_key_values=self.cache).logits[:, -1].argmax(-1)
+    def read_on(self, answers: Tensor, length: int, most: int) -> tuple[Tensor, int]:
+        """As of `CompiledSteps`, one position."""
+        last = answers[:, length - 1 : length]
+        return self.model(decoder_input_ids=last, past_key_values=self.cache).logits[:, -1].argmax(-1), 1
 
     def finish(self, seen: Tensor) -> None:
         """Nothing is left to do."""

@@ -32,9 +32,16 @@ class AheadSteps(CompiledSteps):
     """
 
     def __init__(
-        self, model: nn.Module, cache: MambaFormerCache, step: BoundStep, router: RouterStep | None, ended: Tensor
+        self,
+        model: nn.Module,
+        cache: MambaFormerCache,
+        step: BoundStep,
+        router: RouterStep | None,
+        ended: Tensor,
+        ends: set[int],
+        pad: int,
     ):
-        super().__init__(model, cache, step, router, ended)
+        super().__init__(model, cache, step, router, ended, ends, pad)
         self.look_ahead: LookAhead = cache.look_ahead
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
         self.tokens: list[int] = []  # of the last pass
@@ -46,6 +53,12 @@ class AheadSteps(CompiledSteps):
     @classmethod
     def room(cls, cache: MambaFormerCache) -> int:
         return 1 + cache.look_ahead.width
+
+    def read_on(self, answers: Tensor, length: int, most: int) -> tuple[Tensor, int]:
+        if self.count == len(self.record.top):
+            self._keep(self.record.grown())
+        self._note_ends(length)
+        return self._read(answers[:, :length]), 1
 
     def _advance(self, seen: Tensor) -> int:
         look_ahead, token = self.look_ahead, int(seen.numpy()[0, -1])

@@ -106,7 +106,7 @@ struct Buffer {
 }
 
 // As many threads as asked for, as there are work items, and as the work is worth.
-int64_t thread_count(int64_t wish, int64_t items, int64_t operations) {
+[[maybe_unused]] int64_t thread_count(int64_t wish, int64_t items, int64_t operations) {
   const int64_t worth = operations / (1 << 17) + 1;
   int64_t threads = wish < items ? wish : items;
   threads = threads < worth ? threads : worth;

@@ -25,16 +25,6 @@
 
 namespace {
 
-// `length` tokens of each row: ids, hidden_out and logits are (batch, length, ...). The states are read only, the first
-// row's being the `begin`-th of theirs; the logs receive those after each token, (batch, length, ...) a layer, from their
-// `log_begin`-th place on. `step.batch` counts the tokens of all rows within.
-struct RunArgs {
-  StepArgs step;
-  int64_t length, begin, log_begin;
-  void* const* window_log;
-  float* const* state_log;
-};
-
 // What the threads share: floats of [batch] rows.
 struct Shared {
   float *residual, *xz, *projected, *delta, *y;  // hidden, 2 dim, rank + 2 state, dim, dim
@@ -49,7 +39,7 @@ struct Shared {
 extern "C" {
 
 // Raised with every change of the structures or of what they mean.
-int64_t mambaformer_decode_abi() { return 7; }
+int64_t mambaformer_decode_abi() { return 8; }
 const char* mambaformer_decode_isa() { return has_avx512() ? "avx512vnni" : has_avx2() ? "avx2" : "portable"; }
 
 // Returns 0; 1 when memory for the workspace is missing; 2, with nothing done, for an id outside the vocabulary.

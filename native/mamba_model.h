@@ -6,8 +6,6 @@
 
 #include "matrices.h"
 
-namespace {
-
 // The structures are mirrored field by field in modeling_mambaformer/packed_weights.py.
 
 // One layer. A2 is A * log2(e). in_proj is (2 dim, hidden), x_proj (rank + 2 state, dim), dt_proj (dim, rank) and
@@ -32,4 +30,12 @@ struct StepArgs {
       threads;
 };
 
-}  // namespace
+// `length` tokens of each row: ids, hidden_out and logits are (batch, length, ...). The states are read only, the first
+// row's being the `begin`-th of theirs; the logs receive those after each token, (batch, length, ...) a layer, from their
+// `log_begin`-th place on. `step.batch` counts rows.
+struct RunArgs {
+  StepArgs step;
+  int64_t length, begin, log_begin;
+  void* const* window_log;
+  float* const* state_log;
+};

@@ -6,15 +6,6 @@
 
 #include "common.h"
 
-namespace {
-
-enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
-
-constexpr int64_t SPAN = 16;  // a thread's first row or channel is a multiple of this
-constexpr int64_t BYTES = 64;  // columns of an int8 matrix are filled up with zeros to a multiple of this
-constexpr int64_t GROUP = 32;  // columns of an INT4 matrix that share a scale; rows are filled up to a multiple of this
-constexpr int64_t GROUP_BYTES = GROUP / 2;
-
 // Mirrored field by field in modeling_mambaformer/packed_weights.py.
 // (rows, columns), row after row. INT8: the float32 scale and the sum of each row. INT4: the bfloat16 scales of each
 // row's groups. `columns` is without the filling.
@@ -24,6 +15,15 @@ struct Matrix {
   const int32_t* sums;
   int64_t rows, columns, format;
 };
+
+namespace {
+
+enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
+
+constexpr int64_t SPAN = 16;  // a thread's first row or channel is a multiple of this
+constexpr int64_t BYTES = 64;  // columns of an int8 matrix are filled up with zeros to a multiple of this
+constexpr int64_t GROUP = 32;  // columns of an INT4 matrix that share a scale; rows are filled up to a multiple of this
+constexpr int64_t GROUP_BYTES = GROUP / 2;
 
 constexpr int64_t filled(int64_t columns) { return (columns + BYTES - 1) / BYTES * BYTES; }
 
@@ -39,7 +39,7 @@ struct Apart {
 };
 
 // This thread's part of `count` rows or channels.
-Range part_of(int64_t count, int64_t thread, int64_t threads) {
+[[maybe_unused]] Range part_of(int64_t count, int64_t thread, int64_t threads) {
   const int64_t spans = (count + SPAN - 1) / SPAN;
   const int64_t first = spans * thread / threads * SPAN, last = spans * (thread + 1) / threads * SPAN;
   return {first < count ? first : count, last < count ? last : count};

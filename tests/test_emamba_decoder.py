@@ -10,6 +10,7 @@ import random
 import pytest
 import torch
 from mixed_routing import mixed_model
+from step_sizes import step_sizes
 from tiny_experts import VOCAB, random_batch, tiny_emamba
 from torch import nn
 from transformers import (
@@ -24,7 +25,7 @@ from transformers import (
 from mambaformer import MambaFormerConfig, MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
 from mambaformer.dental_qa import load_dental_qa
 from mambaformer.modeling_mambaformer import emamba_decoder, module_snapshot, packed_weights
-from mambaformer.modeling_mambaformer.emamba_decoder import BoundStep, EMambaDecoder
+from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
 from mambaformer.modeling_mambaformer.emamba_stream import head_logits, read_on, read_source
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
 from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY, quantize_rows
@@ -59,9 +60,7 @@ def composed(et5_folder, emamba_folder):
 @pytest.fixture
 def steps(monkeypatch) -> list[int]:
     """The batch sizes of the compiled steps that were run."""
-    sizes, run = [], BoundStep.run
-    monkeypatch.setattr(BoundStep, "run", lambda step, *log: sizes.append(len(step.ids)) or run(step, *log))
-    return sizes
+    return step_sizes(monkeypatch)
 
 
 def odd_emamba(**options) -> MambaForCausalLM:

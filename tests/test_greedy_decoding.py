@@ -102,8 +102,11 @@ def test_rows_end_with_any_of_the_end_tokens(model, loops):
     compared(short, usual)
 
 
+LIMITS = [{"max_new_tokens": 1}, {"max_length": 9}, {"max_new_tokens": 200}, {"max_new_tokens": 90, "routing": "emamba"}]
+
+
 @compiled
-@pytest.mark.parametrize("limit", [{"max_new_tokens": 1}, {"max_length": 9}, {"max_new_tokens": 200}], ids=str)
+@pytest.mark.parametrize("limit", LIMITS, ids=str)
 def test_answers_are_as_long_as_allowed(model, loops, limit):
     short, usual = both_ways(model, loops, random_batch(LENGTHS[:2]), **{"max_new_tokens": None, **limit})
     compared(short, usual)

@@ -12,6 +12,7 @@ import torch
 from mixed_routing import mixed_model
 from remote_code_probe import bare_environment, run_bare
 from safetensors.torch import load_file
+from step_sizes import step_sizes
 from test_emamba_decoder import begin, by_modules, deviation, instructions, odd_emamba
 from tiny_experts import VOCAB, random_batch, tiny_emamba
 from tiny_tokenizer import tiny_tokenizer
@@ -28,7 +29,7 @@ from transformers import (
 from mambaformer import MambaFormerForConditionalGeneration, MambaFormerQuantizationConfig
 from mambaformer.cli import main
 from mambaformer.modeling_mambaformer import emamba_decoder
-from mambaformer.modeling_mambaformer.emamba_decoder import BoundStep, EMambaDecoder
+from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
 from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from mambaformer.modeling_mambaformer.quantized_modules import RoundedLinear, is_rounded, restore_emamba, round_emamba
@@ -282,8 +283,7 @@ def test_scales_keep_their_precision_in_any_dtype(rounded, source, tmp_path, dty
 def test_generate_runs_the_compiled_step_on_the_tensors_themselves(rounded, tmp_path, monkeypatch):
     rounded.save_pretrained(tmp_path)
     model = MambaFormerForConditionalGeneration.from_pretrained(tmp_path)
-    sizes, run = [], BoundStep.run
-    monkeypatch.setattr(BoundStep, "run", lambda step, *log: sizes.append(len(step.ids)) or run(step, *log))
+    sizes = step_sizes(monkeypatch)
     batch = random_batch([7, 3, 11, 5], seed=4)
     assert model.generate(**batch, **BATCH).shape == (4, 7) and sizes == [4] * 6
     for choice in ("bfloat16", "int8"):  # no other copy is made of what is rounded
