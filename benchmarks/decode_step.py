@@ -137,7 +137,7 @@ def main() -> None:
     for threads in arguments.threads:
         columns += [f"ms a token, {threads} thread(s)", "limit, ms", "x limit"]
     speed_text = ", ".join(
-        f"{speeds[threads] / GIGABYTE:.1f} GB/s (in the slowest round {slowest[threads] / GIGABYTE:.1f}) with {threads}"
+        f"{speeds[threads] / GIGABYTE:.1f} GB/s (slowest round {slowest[threads] / GIGABYTE:.1f}) with {threads}"
         for threads in arguments.threads
     )
     result = {

@@ -23,7 +23,6 @@ from .compiled_steps import CompiledSteps
 from .greedy_look_ahead import AheadSteps
 from .module_snapshot import is_plain_call
 
-
 AT_ONCE, STREAMED = 32, 8  # tokens in one call, after which an interruption is noticed, and a streamer is told
 
 

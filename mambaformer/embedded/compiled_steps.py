@@ -33,7 +33,7 @@ class CompiledSteps:
     def bind(
         cls, model: nn.Module, cache: MambaFormerCache, rows: int, ends: set[int], pad: int
     ) -> CompiledSteps | None:
-        """Steps on the memory of `cache`, for answers that end with `ends`; `None` where `forward` has to be called."""
+        """Steps on the memory of `cache`, for answers that `ends` end; `None` where `forward` has to be called."""
         request = cache.request
         if request.routing not in ("auto", "emamba") or cache.emamba is None:
             return None
