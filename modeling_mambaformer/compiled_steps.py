@@ -95,9 +95,7 @@ class CompiledSteps:
             been put into `answers`. No row ends in these but with the tokens returned.
         """
         position, request = self.count, self.cache.request
-        if position == len(self.record.top):
-            self._keep(self.record.grown())
-        self._note_ends(length)
+        self._make_ready(length)
         if self.step.dtype != torch.float32:  # whose hidden states are rounded in between
             return self._read(answers[:, :length]), 1
         most = min(most, len(self.record.top) - position)
@@ -108,8 +106,10 @@ class CompiledSteps:
         self.cache.decoder_ids = seen = answers[:, : length + read - 1]
         return self._ask(seen, 0) if asked else self.record.top[self.count - 1, :, 0], read
 
-    def _note_ends(self, length: int) -> None:
-        """Mark the rows that have ended with `length` tokens or fewer."""
+    def _make_ready(self, length: int) -> None:
+        """For the next position: room in the record, and the rows marked that have ended within `length` tokens."""
+        if self.count == len(self.record.top):
+            self._keep(self.record.grown())
         if self.cache.ends_at is not self.ends_at:
             self.ends_at = self.cache.ends_at
             torch.le(self.cache.ends_at, length, out=self.ended[:, 0])

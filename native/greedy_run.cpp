@@ -17,6 +17,7 @@ struct GreedyArgs {
   const RouterArgs* router;     // of that token; null where EMamba writes every token
   int64_t* ids;                 // (batch), where both read the token
   int64_t* answers;             // (batch, room), of which `length` tokens are there, the last one not read yet
+  const int64_t* said;          // (said_count), of one row, what was said before its answer; null where nobody looks ahead
   const int64_t* ends;          // (end_count), tokens that end an answer
   const uint8_t* ended;         // (batch)
   const double* thresholds;     // (most)
@@ -24,13 +25,20 @@ struct GreedyArgs {
   // likeliest tokens, (most, batch).
   float* levels;
   int64_t *choices, *top;
-  int64_t room, length, end_count, pad, most;
+  int64_t room, length, said_count, end_count, pad, most;
   int64_t read, asked;  // results: positions read, and whether ET5 is asked at the last
 };
 
 bool is_end(const GreedyArgs& args, int64_t token) {
   for (int64_t i = 0; i < args.end_count; ++i)
     if (args.ends[i] == token) return true;
+  return false;
+}
+
+// Whether `first` and then `second` stand somewhere in `tokens`.
+bool has_pair(const int64_t* tokens, int64_t count, int64_t first, int64_t second) {
+  for (int64_t i = 0; i + 1 < count; ++i)
+    if (tokens[i] == first && tokens[i + 1] == second) return true;
   return false;
 }
 
@@ -42,8 +50,8 @@ int mambaformer_decode_run(const RunArgs* args);
 int mambaformer_router_step(const RouterArgs* args);
 void mambaformer_likeliest(const float* logits, int64_t rows, int64_t vocab, int64_t* top, float* log_top);
 
-// Reads the last token of each answer and puts the likeliest after it, until ET5 is asked, an answer ends, or `most`
-// positions have been read. The tokens that follow the last position are the caller's to choose. Returns 0, or an error
+// Reads the last token of each answer and puts the likeliest after it, until ET5 is asked, an answer ends, `most`
+// positions have been read, or, for who looks ahead, the text ends as it did before. The tokens that follow the last position are the caller's to choose. Returns 0, or an error
 // of the two steps, with `read` positions read before.
 int mambaformer_greedy_run(GreedyArgs* pointer) {
   GreedyArgs& args = *pointer;
@@ -75,6 +83,10 @@ int mambaformer_greedy_run(GreedyArgs* pointer) {
     for (int64_t b = 0; b < batch; ++b) {
       if (expert[b] == 1) args.asked = 1;
       if (!args.ended[b] && is_end(args, top[b])) stop = true;
+    }
+    if (args.said) {
+      const int64_t written = args.length + args.read - 1;
+      stop = stop || has_pair(args.said, args.said_count, *last, *top) || has_pair(args.answers, written, *last, *top);
     }
     if (stop || args.asked) break;
     for (int64_t b = 0; b < batch; ++b) last[b * args.room + 1] = args.ended[b] ? args.pad : top[b];

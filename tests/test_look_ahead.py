@@ -12,9 +12,10 @@ from tiny_experts import VOCAB, random_batch, tiny_emamba
 from transformers import DynamicCache, MambaConfig, MambaForCausalLM, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from mambaformer.modeling_mambaformer import look_ahead, state_log
+from mambaformer.modeling_mambaformer import greedy_decoding, look_ahead, state_log
 from mambaformer.modeling_mambaformer.emamba_decoder import EMambaDecoder
 from mambaformer.modeling_mambaformer.greedy_look_ahead import AheadSteps
+from mambaformer.modeling_mambaformer.greedy_run import GreedyRun
 from mambaformer.modeling_mambaformer.look_ahead import LookAheadCounts, continuation
 from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
 from mambaformer.modeling_mambaformer.state_log import StateLog
@@ -132,6 +133,22 @@ def test_plain_greedy_answers_take_the_short_loop(models, route, weight_format, 
         model.pack_emamba("float32")
     assert bool(loops) is (route != "one token") and (min(accepted, refused) > 10 or route in ("one token", "ends"))
     assert asked_et5 or route in ("emamba", "one token")
+
+
+@pytest.mark.parametrize("routing", ["auto", "emamba"])
+def test_no_place_to_propose_is_passed_over(models, routing, monkeypatch):
+    """Where several tokens are read in a call, it ends at each place at which single ones would have proposed."""
+    asked = {"max_new_tokens": 60, "eos_token_id": None, "return_dict_in_generate": True, "routing": routing}
+    calls, run = [], GreedyRun.run
+    monkeypatch.setattr(GreedyRun, "run", lambda self, *given: calls.append(1) or run(self, *given))
+    counts: dict[int, list[dict]] = {}
+    for at_once in (32, 1):
+        monkeypatch.setattr(greedy_decoding, "AT_ONCE", at_once)
+        found = [model.generate(**question(seed), **asked, look_ahead=3) for seed, model in enumerate(models)]
+        counts[at_once] = [{"calls": len(calls)}, *(vars(output.look_ahead) for output in found)]
+        calls.clear()
+    assert counts[1][1:] == counts[32][1:] and counts[32][0]["calls"] < counts[1][0]["calls"]
+    assert sum(count["proposed"] for count in counts[1][1:]) > 4
 
 
 @pytest.mark.parametrize("opens", [True, False])

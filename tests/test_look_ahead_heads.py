@@ -47,8 +47,8 @@ def test_answers_stay_the_same(model, routing, monkeypatch):
     found = check_same(model.generate(**question(3), **GREEDY, routing=routing, look_ahead=4), plain)
     assert found.proposed > 0
 
-    read, advance = [], AheadSteps._advance
-    monkeypatch.setattr(AheadSteps, "_advance", lambda self, seen: read.append(seen.shape[1]) or advance(self, seen))
+    read, read_on = [], AheadSteps.read_on
+    monkeypatch.setattr(AheadSteps, "read_on", lambda self, *given: read.append(given[1]) or read_on(self, *given))
     monkeypatch.setattr(LookAheadHeads, "propose", lambda self, hidden: answer[read[-1] :][:3])
     found = check_same(model.generate(**question(3), **GREEDY, routing=routing, look_ahead=4), plain)
     assert found.accepted == found.proposed > 0 and found.passes + found.accepted <= len(read)

@@ -2,9 +2,9 @@
 """
 Look-ahead within `decode_greedily`: one compiled pass reads the next token and those proposed to follow it.
 
-Where the text does not say again what was said, the model's heads propose, if it has any. `LookAhead.choose`, which
-serves every request that is not plain greedy, does without them. Tokens, choices and records are those of plain
-decoding.
+Where nothing is proposed, tokens are read one after another in one call until the text ends as it did before. Where it
+does not, the model's heads propose, if it has any. `LookAhead.choose`, which serves every request that is not plain
+greedy, does without them. Tokens, choices and records are those of plain decoding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .cache_mambaformer import MambaFormerCache
 from .compiled_steps import CompiledSteps
 from .emamba_decoder import BoundStep
-from .look_ahead import LookAhead
+from .look_ahead import LookAhead, as_text
 from .router_step import RouterStep
 from .state_log import StateLog
 
@@ -43,6 +43,7 @@ class AheadSteps(CompiledSteps):
     ):
         super().__init__(model, cache, step, router, ended, ends, pad)
         self.look_ahead: LookAhead = cache.look_ahead
+        self.greedy.stop_where_said(cache.sources.input_ids[cache.sources.attention_mask.bool()])
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
         self.tokens: list[int] = []  # of the last pass
         self.at = 0  # which of them was taken last
@@ -55,31 +56,35 @@ class AheadSteps(CompiledSteps):
         return 1 + cache.look_ahead.width
 
     def read_on(self, answers: Tensor, length: int, most: int) -> tuple[Tensor, int]:
-        if self.count == len(self.record.top):
-            self._keep(self.record.grown())
-        self._note_ends(length)
-        return self._read(answers[:, :length]), 1
-
-    def _advance(self, seen: Tensor) -> int:
-        look_ahead, token = self.look_ahead, int(seen.numpy()[0, -1])
+        look_ahead, token = self.look_ahead, int(answers.numpy()[0, length - 1])
         look_ahead.text += chr(token)
+        self._make_ready(length)
         if self.tokens[self.at + 1 : self.at + 2] == [token]:
             look_ahead.counts.accepted += 1
             self.at += 1
-            return self.at
+            return self._read(answers[:, :length]), 1
         self._judge()
         if len(self.tokens) > 1:
             self.step.start_from(self.log, self.at)
-        proposed = self._propose(seen.shape[1] - 1)
+        proposed = self._propose(length - 1)
         self.tokens, self.at = [token, *proposed], 0
-        self.words[0, : len(self.tokens)] = self.tokens
         if proposed:
+            self.words[0, : len(self.tokens)] = self.tokens
             self.log = look_ahead.free_log(self.cache)
             self.step.run(self.log, len(self.tokens))
             look_ahead.count(len(proposed))
-        else:
+            return self._read(answers[:, :length]), 1
+        following, read = super().read_on(answers, length, 1 if self.model.look_ahead_heads is not None else most)
+        later = answers[0, length : length + read - 1]  # written in the same call
+        look_ahead.text += as_text(later)
+        self.tokens = [token, *later.tolist()][-1:]
+        return following, read
+
+    def _advance(self, seen: Tensor) -> int:
+        if len(self.tokens) == 1:
+            self.words[0, 0] = self.tokens[0]
             self.step.run(length=1)
-        return 0
+        return self.at
 
     def _judge(self) -> None:
         """Learn from whether the heads were right in the last pass, if they proposed."""

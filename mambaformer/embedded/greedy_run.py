@@ -24,9 +24,10 @@ class GreedyArgs(ctypes.Structure):
     _fields_ = [("run", ctypes.POINTER(RunArgs)), ("router", ctypes.POINTER(RouterArgs))]
     _fields_ += [
         (name, ctypes.c_void_p)
-        for name in ("ids", "answers", "ends", "ended", "thresholds", "levels", "choices", "top")
+        for name in ("ids", "answers", "said", "ends", "ended", "thresholds", "levels", "choices", "top")
     ]
-    _fields_ += [(name, ctypes.c_int64) for name in ("room", "length", "end_count", "pad", "most", "read", "asked")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("room", "length", "said_count", "end_count", "pad", "most")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("read", "asked")]
 
 
 class GreedyRun:
@@ -52,11 +53,17 @@ class GreedyRun:
             pad=pad,
         )
 
+    def stop_where_said(self, said: Tensor) -> None:
+        """Stop where the last two tokens of the one answer stood before, in `said` `(S,)` long or in the answer."""
+        self.said = said.contiguous()
+        self.args.said, self.args.said_count = self.said.data_ptr(), len(said)
+
     def run(
         self, answers: Tensor, length: int, thresholds: list[float], record: RouterRecord, place: int
     ) -> tuple[int, bool]:
         """
-        Read the last token of each answer, append the likeliest, and so on, until ET5 is asked or an answer ends.
+        Read the last token of each answer, append the likeliest, and so on, until ET5 is asked, an answer ends, or
+        what `stop_where_said` asks for.
 
         Args:
             answers: `(B, room)` long, contiguous, of which `length` tokens are there; room for as many more as
@@ -78,8 +85,9 @@ class GreedyRun:
         for name in ("levels", "choices", "top"):
             kept = getattr(record, name)
             setattr(args, name, kept.data_ptr() + place * kept[0].nbytes)
-        self.step.prepare()
+        self.step.prepare(length=1)
         if self.router is not None:
+            self.router.move_to(0)
             self.router.args.position = self.router.state.position
         error = DECODE_LIBRARY.mambaformer_greedy_run(ctypes.byref(args))
         if self.router is not None:
