@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from .cache_mambaformer import MambaFormerCache
-from .emamba_decoder import BoundStep
 from .greedy_run import GreedyRun
 from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
-from .router_step import RouterRecord, RouterStep, bind_router, likeliest
+from .router_step import RouterRecord, bind_router, likeliest
 from .routing_pass import Choice, ask_et5, merge_experts
 
 
@@ -19,9 +18,8 @@ class CompiledSteps:
     Reads tokens with EMamba's and the router's compiled steps; ET5 is asked as in `forward`.
 
     Args:
-        step, router: bound to each other's memory, which they write over at each token: the step to `step.ids`
-            `(B, T)`, T being 1, the router to their first position; no router where EMamba writes every token.
-        ended: `(B, 1)` bool, which the router reads. ends, pad: as of `GreedyRun`.
+        greedy: its step and router are bound to each other's memory, which they write over at each token: the step to
+            `step.ids` `(B, T)`, T being 1, the router to their first position.
     """
 
     @classmethod
@@ -44,7 +42,7 @@ class CompiledSteps:
             return None
         ended = torch.zeros(rows, 1, dtype=torch.bool)
         if request.routing == "emamba":
-            return cls(model, cache, step, None, ended, ends, pad)
+            return cls(model, cache, GreedyRun(step, None, ended, ends, pad))
         embedded = step.keep_embeddings()  # (B, T, D)
         router = bind_router(
             model.router,
@@ -60,24 +58,15 @@ class CompiledSteps:
             request.cap,
             request.first_new,
         )
-        return None if router is None else cls(model, cache, step, router, ended, ends, pad)
+        return None if router is None else cls(model, cache, GreedyRun(step, router, ended, ends, pad))
 
-    def __init__(
-        self,
-        model: nn.Module,
-        cache: MambaFormerCache,
-        step: BoundStep,
-        router: RouterStep | None,
-        ended: Tensor,
-        ends: set[int],
-        pad: int,
-    ):
-        self.model, self.cache, self.step, self.router, self.ended = model, cache, step, router, ended
-        self.greedy = GreedyRun(step, router, ended, ends, pad)
+    def __init__(self, model: nn.Module, cache: MambaFormerCache, greedy: GreedyRun):
+        self.model, self.cache, self.greedy = model, cache, greedy
+        self.step, self.router, self.ended = greedy.step, greedy.router, greedy.ended
         self.ends_at: Tensor | None = None  # of the cache, when `ended` was last written
-        self.words = step.ids.numpy()  # the same memory, which takes numbers sooner
+        self.words = self.step.ids.numpy()  # the same memory, which takes numbers sooner
         self.count = 0  # positions read
-        self._keep(RouterRecord(64, len(ended), 1))
+        self._keep(RouterRecord(64, len(self.ended), 1))
         self.asked: list[tuple[int, RouteTrace]] = []  # positions at which ET5 spoke for some row
 
     def _keep(self, record: RouterRecord) -> None:

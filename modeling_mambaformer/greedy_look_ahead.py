@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from .cache_mambaformer import MambaFormerCache
 from .compiled_steps import CompiledSteps
-from .emamba_decoder import BoundStep
+from .greedy_run import GreedyRun
 from .look_ahead import LookAhead, as_text
-from .router_step import RouterStep
 from .state_log import StateLog
 
 LIKELY = 0.3  # chance of being right from which on a head's proposal is worth its reading
@@ -28,20 +27,11 @@ class AheadSteps(CompiledSteps):
     `CompiledSteps` of one row, whose step also reads what `cache.look_ahead` or the model's heads propose.
 
     Args:
-        step: bound to ids `(1, 1 + width)`. router: bound to their first position.
+        greedy: its step is bound to ids `(1, 1 + width)`, its router to their first position.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        cache: MambaFormerCache,
-        step: BoundStep,
-        router: RouterStep | None,
-        ended: Tensor,
-        ends: set[int],
-        pad: int,
-    ):
-        super().__init__(model, cache, step, router, ended, ends, pad)
+    def __init__(self, model: nn.Module, cache: MambaFormerCache, greedy: GreedyRun):
+        super().__init__(model, cache, greedy)
         self.look_ahead: LookAhead = cache.look_ahead
         self.greedy.stop_where_said(cache.sources.input_ids[cache.sources.attention_mask.bool()])
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used

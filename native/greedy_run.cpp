@@ -17,7 +17,7 @@ struct GreedyArgs {
   const RouterArgs* router;     // of that token; null where EMamba writes every token
   int64_t* ids;                 // (batch), where both read the token
   int64_t* answers;             // (batch, room), of which `length` tokens are there, the last one not read yet
-  const int64_t* said;          // (said_count), of one row, what was said before its answer; null where nobody looks ahead
+  const int64_t* said;          // (said_count), what was said before the one answer; null where nobody looks ahead
   const int64_t* ends;          // (end_count), tokens that end an answer
   const uint8_t* ended;         // (batch)
   const double* thresholds;     // (most)
@@ -51,8 +51,8 @@ int mambaformer_router_step(const RouterArgs* args);
 void mambaformer_likeliest(const float* logits, int64_t rows, int64_t vocab, int64_t* top, float* log_top);
 
 // Reads the last token of each answer and puts the likeliest after it, until ET5 is asked, an answer ends, `most`
-// positions have been read, or, for who looks ahead, the text ends as it did before. The tokens that follow the last position are the caller's to choose. Returns 0, or an error
-// of the two steps, with `read` positions read before.
+// positions have been read, or, for who looks ahead, the text ends as it did before. The tokens that follow the last
+// position are the caller's to choose. Returns 0, or an error of the two steps, with `read` positions read before.
 int mambaformer_greedy_run(GreedyArgs* pointer) {
   GreedyArgs& args = *pointer;
   const StepArgs& step = args.run->step;
