@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from .cache_mambaformer import MambaFormerCache
 from .greedy_run import GreedyRun
-from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
-from .router_step import RouterRecord, bind_router, likeliest
+from .outputs_mambaformer import ET5, RouteTrace
+from .router_step import RouterRecord, bind_router
 from .routing_pass import Choice, ask_et5, merge_experts
 
 
@@ -64,16 +64,9 @@ class CompiledSteps:
         self.model, self.cache, self.greedy = model, cache, greedy
         self.step, self.router, self.ended = greedy.step, greedy.router, greedy.ended
         self.ends_at: Tensor | None = None  # of the cache, when `ended` was last written
-        self.words = self.step.ids.numpy()  # the same memory, which takes numbers sooner
         self.count = 0  # positions read
-        self._keep(RouterRecord(64, len(self.ended), 1))
+        self.record = RouterRecord(64, len(self.ended), 1)
         self.asked: list[tuple[int, RouteTrace]] = []  # positions at which ET5 spoke for some row
-
-    def _keep(self, record: RouterRecord) -> None:
-        """Record positions here from now on."""
-        self.record, self.experts = record, record.choices.numpy()[:, 0]
-        if self.router is not None:
-            self.router.record = record
 
     def read_on(self, answers: Tensor, length: int, most: int) -> tuple[Tensor, int]:
         """
@@ -83,39 +76,22 @@ class CompiledSteps:
             the likeliest tokens `(B,)` after the last position, and how many were read; the tokens between them have
             been put into `answers`. No row ends in these but with the tokens returned.
         """
-        position, request = self.count, self.cache.request
-        self._make_ready(length)
-        if self.step.dtype != torch.float32:  # whose hidden states are rounded in between
-            return self._read(answers[:, :length]), 1
-        most = min(most, len(self.record.top) - position)
-        first = 0 if self.router is None else self.router.state.position
-        thresholds = [request.threshold_at(at) for at in range(first, first + most)]
-        read, asked = self.greedy.run(answers, length, thresholds, self.record, position)
-        self.count += read
-        self.cache.decoder_ids = seen = answers[:, : length + read - 1]
-        return self._ask(seen, 0) if asked else self.record.top[self.count - 1, :, 0], read
-
-    def _make_ready(self, length: int) -> None:
-        """For the next position: room in the record, and the rows marked that have ended within `length` tokens."""
         if self.count == len(self.record.top):
-            self._keep(self.record.grown())
+            self.record = self.record.grown()
         if self.cache.ends_at is not self.ends_at:
             self.ends_at = self.cache.ends_at
             torch.le(self.cache.ends_at, length, out=self.ended[:, 0])
+        most = min(most, len(self.record.top) - self.count)
+        first = 0 if self.router is None else self.router.state.position
+        thresholds = [self.cache.request.threshold_at(at) for at in range(first, first + most)]
+        read, asked = self._run(answers, length, thresholds)
+        self.count += read
+        self.cache.decoder_ids = seen = answers[:, : length + read - 1]
+        return self._ask(seen, self.greedy.at) if asked else self.record.top[self.count - 1, :, 0], read
 
-    def _read(self, seen: Tensor) -> Tensor:
-        """The likeliest tokens `(B,)` after `seen` `(B, t)`, of which the last token is new."""
-        cache, router, position = self.cache, self.router, self.count
-        cache.decoder_ids = seen
-        at = self._advance(seen)
-        self.count += 1
-        if router is None:
-            self._note_emamba(self.step.logits[:, at], position)
-            return self.record.top[position, :, 0]
-        router.move_to(at)
-        router.args.threshold = cache.request.threshold_at(router.state.position)
-        router.run(position)
-        return self._ask(seen, at) if ET5 in self.experts[position] else self.record.top[position, :, 0]
+    def _run(self, answers: Tensor, length: int, thresholds: list[float]) -> tuple[int, bool]:
+        """One `GreedyRun.run`, of at least one position."""
+        return self.greedy.run(answers, length, thresholds, self.record, self.count)
 
     def _ask(self, seen: Tensor, at: int) -> Tensor:
         """The likeliest tokens `(B,)` where ET5 is asked after the last token of `seen`, the step's token `at`."""
@@ -127,21 +103,6 @@ class CompiledSteps:
         merged, trace = merge_experts(self.model, self.cache.request, choice, said, 1)
         self.asked.append((position, trace))
         return merged[:, 0].argmax(-1)
-
-    def _advance(self, seen: Tensor) -> int:
-        """Let EMamba have read the last token of `seen`; returns its place in the step's memory."""
-        self.words[:, 0] = seen.numpy()[:, -1]
-        self.step.run()
-        return 0
-
-    def _note_emamba(self, logits: Tensor, position: int) -> None:
-        """Record a position at which EMamba speaks for all rows by `logits` `(B, V)`, no router having been asked."""
-        (margin, log_top), (expert, gap) = self.record.levels[position], self.record.choices[position]  # (B, 1)
-        likeliest(logits, self.record.top[position], log_top)
-        margin.fill_(float("nan"))
-        log_top.masked_fill_(self.ended, float("nan"))
-        expert.fill_(EMAMBA).masked_fill_(self.ended, ENDED)
-        gap.zero_()
 
     def finish(self, seen: Tensor) -> None:
         """Leave the cache as `forward` would, having read `seen` `(B, t)`."""

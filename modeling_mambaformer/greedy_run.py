@@ -12,21 +12,37 @@ import ctypes
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from .emamba_decoder import BoundStep
+from .look_ahead import LookAhead, LookupRules
 from .packed_weights import DECODE_LIBRARY, RunArgs
 from .router_step import RouterArgs, RouterRecord, RouterStep
+from .state_log import StateLog
+
+
+class AheadArgs(ctypes.Structure):
+    """`AheadArgs` of native/greedy_run.cpp."""
+
+    _fields_ = [("said", ctypes.c_void_p), ("window_logs", ctypes.POINTER(ctypes.c_void_p) * 2)]
+    _fields_ += [("state_logs", ctypes.POINTER(ctypes.c_void_p) * 2)]
+    _fields_ += [("threads", ctypes.POINTER(ctypes.c_int64)), ("given", ctypes.POINTER(ctypes.c_int64))]
+    _fields_ += [("rules", LookupRules)]
+    _fields_ += [(name, ctypes.c_int64) for name in ("said_count", "width", "longest_answer", "asks", "given_count")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("held", "at", "log", "was_given")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("passes", "proposed", "accepted", "given_passes", "given_right")]
 
 
 class GreedyArgs(ctypes.Structure):
     """`GreedyArgs` of native/greedy_run.cpp."""
 
     _fields_ = [("run", ctypes.POINTER(RunArgs)), ("router", ctypes.POINTER(RouterArgs))]
+    _fields_ += [("ahead", ctypes.POINTER(AheadArgs))]
     _fields_ += [
         (name, ctypes.c_void_p)
-        for name in ("ids", "answers", "said", "ends", "ended", "thresholds", "levels", "choices", "top")
+        for name in ("ids", "answers", "ends", "ended", "thresholds", "levels", "choices", "top")
     ]
-    _fields_ += [(name, ctypes.c_int64) for name in ("room", "length", "said_count", "end_count", "pad", "most")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("room", "length", "end_count", "pad", "most", "round_hidden")]
     _fields_ += [(name, ctypes.c_int64) for name in ("read", "asked")]
 
 
@@ -35,7 +51,8 @@ class GreedyRun:
     EMamba's and the router's compiled steps, run one after another.
 
     Args:
-        step: of one token a row. router: bound to its memory; `None` where EMamba writes every token.
+        step: of one token a row, or of one row's several. router: bound to the memory of its first token; `None` where
+            EMamba writes every token.
         ended: `(B, 1)` bool, rows that have ended. ends: ids that end an answer. pad: id that follows one.
     """
 
@@ -43,6 +60,8 @@ class GreedyRun:
         self.step, self.router = step, router
         self.ends = torch.tensor(sorted(ends), dtype=torch.long)
         self.ended = ended
+        self.ahead: AheadArgs | None = None
+        step.prepare(length=1)
         self.args = GreedyArgs(
             run=ctypes.pointer(step.call),
             router=None if router is None else ctypes.pointer(router.args),
@@ -51,19 +70,53 @@ class GreedyRun:
             ended=ended.data_ptr(),
             end_count=len(ends),
             pad=pad,
+            round_hidden=step.dtype != torch.float32,
         )
 
-    def stop_where_said(self, said: Tensor) -> None:
-        """Stop where the last two tokens of the one answer stood before, in `said` `(S,)` long or in the answer."""
-        self.said = said.contiguous()
-        self.args.said, self.args.said_count = self.said.data_ptr(), len(said)
+    def look_ahead(self, wanted: LookAhead, logs: tuple[StateLog, StateLog], asks: bool) -> AheadArgs:
+        """
+        Read tokens that `wanted` proposes along with the one row's next one.
+
+        Args:
+            logs: of `1 + wanted.width` tokens each, as many as the step reads at most.
+            asks: whether somebody else is to be asked for a proposal where the text has none, see `run`.
+
+        Returns:
+            what looks ahead, its counts being kept up to date.
+        """
+        room = 1 + wanted.width
+        self.threads = (ctypes.c_int64 * room)(*(self.step.packed.threads(1 + more) for more in range(room)))
+        self.given = (ctypes.c_int64 * room)()
+        self.logs, self.wanted = logs, wanted
+        self.ahead = AheadArgs(
+            said=wanted.text.buffer_info()[0],
+            window_logs=tuple(ctypes.cast(log.window_pointers, ctypes.POINTER(ctypes.c_void_p)) for log in logs),
+            state_logs=tuple(ctypes.cast(log.state_pointers, ctypes.POINTER(ctypes.c_void_p)) for log in logs),
+            threads=self.threads,
+            given=self.given,
+            rules=wanted.rules,
+            said_count=wanted.said,
+            width=wanted.width,
+            longest_answer=wanted.limit,
+            asks=asks,
+            given_count=-1,
+            held=1,
+            log=-1,
+        )
+        self.args.ahead = ctypes.pointer(self.ahead)
+        return self.ahead
+
+    def give(self, proposed: list[int]) -> None:
+        """Propose these tokens, at most as many as are looked ahead, where `run` came back to ask for some."""
+        self.given[: len(proposed)] = proposed
+        self.ahead.given_count = len(proposed)
 
     def run(
         self, answers: Tensor, length: int, thresholds: list[float], record: RouterRecord, place: int
     ) -> tuple[int, bool]:
         """
         Read the last token of each answer, append the likeliest, and so on, until ET5 is asked, an answer ends, or
-        what `stop_where_said` asks for.
+        somebody is to be asked for a proposal.
 
         Args:
             answers: `(B, room)` long, contiguous, of which `length` tokens are there; room for as many more as
@@ -72,8 +125,8 @@ class GreedyRun:
             record: receives what was found, from run `place` on.
 
         Returns:
-            how many positions were read, the tokens after the last of them not being appended; and whether ET5 is
-            asked there.
+            how many positions were read, the tokens after the last of them not being appended, and none if a proposal
+            has to be given first; and whether ET5 is asked there.
 
         Raises:
             IndexError, MemoryError: as of the steps.
@@ -85,12 +138,21 @@ class GreedyRun:
         for name in ("levels", "choices", "top"):
             kept = getattr(record, name)
             setattr(args, name, kept.data_ptr() + place * kept[0].nbytes)
-        self.step.prepare(length=1)
         if self.router is not None:
-            self.router.move_to(0)
             self.router.args.position = self.router.state.position
         error = DECODE_LIBRARY.mambaformer_greedy_run(ctypes.byref(args))
         if self.router is not None:
             self.router.state.position += args.read
         self.step.check(error)
         return args.read, bool(args.asked)
+
+    @property
+    def at(self) -> int:
+        """Which of the step's tokens was read last."""
+        return 0 if self.ahead is None else self.ahead.at
+
+    def restore(self, cache: DynamicCache) -> None:
+        """Let `cache` hold the state after the token read last, wherever that lives."""
+        if self.ahead is not None and self.ahead.log >= 0:
+            token = self.step.call.begin if self.ahead.held == 1 else self.ahead.at
+            self.logs[self.ahead.log].restore(cache, token)

@@ -12,6 +12,8 @@ the compiled router its margins. Where that one does not apply, the router is as
 
 from __future__ import annotations
 
+import ctypes
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +24,7 @@ from transformers.utils import logging
 
 from .cache_mambaformer import MambaFormerCache
 from .outputs_mambaformer import ET5
+from .packed_weights import DECODE_LIBRARY
 from .router import RouterState
 from .routing_pass import Choice, choose
 from .state_log import StateLog, can_log
@@ -30,6 +33,12 @@ logger = logging.get_logger("transformers.mambaformer")
 
 SHORTEST, LONGEST = 2, 8  # tokens that must, and that may, agree with an earlier place before something is proposed
 COPIED = 6  # tokens that agree in a passage being copied, which goes on; where fewer do, one is proposed
+
+
+class LookupRules(ctypes.Structure):
+    """`LookupRules` of native/look_ahead.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("shortest", "longest", "copied")]
 
 
 @dataclass
@@ -58,20 +67,12 @@ def check_look_ahead(value: Any) -> int:
     return value
 
 
-def as_text(ids: torch.Tensor) -> str:
-    """Token ids as a string with one character each, in which Python searches fast."""
-    return "".join(map(chr, ids.flatten().tolist()))
-
-
-def continuation(text: str, width: int) -> str:
-    """Up to `width` characters worth proposing: what followed where `text` last was as it ends."""
-    after, agreed = len(text), 0
-    for length in range(SHORTEST, LONGEST + 1):
-        found = text.rfind(text[-length:], 0, len(text) - 1)
-        if found < 0:
-            break
-        after, agreed = found + length, length
-    return text[after : after + max(0, width if agreed >= COPIED else min(width, 1))]
+def continuation(text: array, width: int, rules: LookupRules) -> list[int]:
+    """Up to `width` tokens worth proposing: what followed where `text`, of 64-bit ids, last was as it ends."""
+    found = (ctypes.c_int64 * max(0, width))()
+    place, count = text.buffer_info()
+    sizes = ctypes.c_int64(count), ctypes.byref(rules), ctypes.c_int64(len(found))
+    return found[: DECODE_LIBRARY.mambaformer_continuation(ctypes.c_void_p(place), *sizes, found)]
 
 
 class LookAhead:
@@ -90,8 +91,10 @@ class LookAhead:
     def __init__(self, width: int, cache: MambaFormerCache, limit: int, ends: Iterable[int]):
         self.width, self.limit = min(width, limit), limit
         self.ends = set(ends)
+        self.rules = LookupRules(SHORTEST, LONGEST, COPIED)
         self.counts = LookAheadCounts()
-        self.text = ""
+        self.text = array("q")  # of the source, and then the decoder's
+        self.said = 0  # tokens of the source
         self.logs: list[StateLog | None] = [None, None]
         self.ahead: Ahead | None = None
         if len(cache.row_source) != 1:
@@ -103,7 +106,8 @@ class LookAhead:
         elif not can_log():
             self.turn_off("the compiled decoding step was not built, or is of an older version; install again")
         else:
-            self.text = as_text(cache.sources.input_ids[cache.sources.attention_mask.bool()])
+            self.text.extend(cache.sources.input_ids[cache.sources.attention_mask.bool()].tolist())
+            self.said = len(self.text)
 
     def turn_off(self, reason: str) -> None:
         """Propose nothing from now on."""
@@ -119,7 +123,7 @@ class LookAhead:
         """
         if self.counts.off:
             return None
-        self.text += as_text(ids)
+        self.text.extend(ids[0].tolist())
         if self.ahead is not None and ids.shape[1] == 1 and self.ahead.follows(int(ids)):
             self.counts.accepted += 1
         else:
@@ -128,7 +132,7 @@ class LookAhead:
 
     def propose(self, read: int) -> list[int]:
         """Tokens that may follow the text; `read` decoder tokens came before its last one."""
-        return self.before_end(list(map(ord, continuation(self.text, self.room(read)))))
+        return self.before_end(continuation(self.text, self.room(read), self.rules))
 
     def room(self, read: int) -> int:
         """The most tokens that may be proposed, `read` decoder tokens having come before the last one."""

@@ -50,10 +50,6 @@ class RouterRecord:
         self.levels = torch.empty(runs, 2, rows, positions, dtype=torch.float32)
         self.choices = torch.empty(runs, 2, rows, positions, dtype=torch.long)
         self.top = torch.empty(runs, rows, positions, dtype=torch.long)
-        (margin, log_top), (expert, gap) = self.levels[0], self.choices[0]
-        firsts = {"margin": margin, "log_top": log_top, "expert": expert, "gap": gap}
-        self.bases = {name: (first.data_ptr(), 2 * first.nbytes) for name, first in firsts.items()}
-        self.bases["top"] = (self.top.data_ptr(), self.top[0].nbytes)  # a run's place, and bytes to the next
 
     def grown(self) -> RouterRecord:
         """One of twice the runs, which begins with these."""
@@ -75,7 +71,7 @@ class RouterStep:
 
     Attributes:
         state: the router's state after the last position, overwritten by each run.
-        record: what the runs found.
+        record: what was found, of one run.
     """
 
     def __init__(
@@ -94,14 +90,12 @@ class RouterStep:
         self.state = RouterState(**updated, position=state.position)
         self.tensors = {**tensors, **updated}
         self.record = RouterRecord(1, batch, self.count)
-        self.bases = {  # where a position lies, and how many bytes before the next one
-            name: (tensors[name].data_ptr(), tensors[name][0, 0].nbytes)
-            for name in ("ids", "embeddings", "states", "logits")
-        }
         self.groups = (ctypes.c_int64 * len(router.groups))(
             *(GROUP_CODES[FEATURE_GROUPS[name].compute] for name in router.groups)
         )
-        addresses = {name: tensor.data_ptr() for name, tensor in self.tensors.items()}
+        (margin, log_top), (expert, gap) = self.record.levels[0], self.record.choices[0]
+        found = {"margin": margin, "log_top": log_top, "expert": expert, "gap": gap, "top": self.record.top[0]}
+        addresses = {name: tensor.data_ptr() for name, tensor in (self.tensors | found).items()}
         self.args = args = RouterArgs(**addresses, threshold=threshold, groups=ctypes.addressof(self.groups))
         args.batch, args.length = batch, self.count
         args.dim, args.vocab = tensors["states"].shape[-1], tensors["logits"].shape[-1]
@@ -110,39 +104,21 @@ class RouterStep:
         args.cap, args.max_target_length = -1 if cap is None else cap, router.max_target_length
         args.threads = torch.get_num_threads()
 
-    def move_to(self, at: int) -> None:
-        """Let `run` read position `at` of memory whose first position the inputs are; for one row and position."""
-        for name, (base, size) in self.bases.items():
-            setattr(self.args, name, base + at * size)
-
-    def run(self, number: int = 0) -> None:
+    def run(self) -> None:
         """
-        Choose at all positions, as run `number` of `record`, and let `state` be that after them.
+        Choose at all positions, and let `state` be that after them.
 
         Raises:
             IndexError: for an id outside the vocabulary.
             MemoryError: where the workspace finds no memory.
         """
         self.args.position = self.state.position
-        for name, (base, size) in self.record.bases.items():
-            setattr(self.args, name, base + number * size)
         error = DECODE_LIBRARY.mambaformer_router_step(ctypes.byref(self.args))
         if error == 2:
             raise IndexError(f"a token id is outside [0, {self.args.vocab}): {self.ids.flatten().tolist()}")
         if error:
             raise MemoryError(f"routing {self.args.batch} rows found no memory for its workspace; use a smaller batch")
         self.state.position += self.count
-
-
-def likeliest(logits: Tensor, top: Tensor, log_top: Tensor) -> None:
-    """
-    Write the likeliest tokens of `logits` `(B, V)` to `top` `(B,)` long, and their log-probabilities in nats to
-    `log_top` `(B,)`. Contiguous, on the CPU, float32; for whoever has found that compiled steps apply.
-    """
-    rows, vocab = logits.shape
-    sizes = ctypes.c_int64(rows), ctypes.c_int64(vocab)
-    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (logits, top, log_top))
-    DECODE_LIBRARY.mambaformer_likeliest(next(pointers), *sizes, *pointers)
 
 
 def bind_router(

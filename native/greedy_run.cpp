@@ -3,21 +3,46 @@
 // Greedy decoding for as long as EMamba speaks: one token after another through decode_step.cpp and router_step.cpp,
 // without a return to the caller in between. A step reads more memory than the processor's caches hold, so that whatever
 // else is run between two steps begins cold, and costs a multiple of what it costs elsewhere.
+//
+// For who looks ahead, a step reads the next token of the one answer and those proposed to follow it, and keeps the
+// state after each. As long as the answer goes on with what was read, nothing is left to read; where it does not, the
+// next step begins with the state before that place.
 
 #include <cmath>
+#include <cstring>
 
+#include "look_ahead.h"
 #include "mamba_model.h"
 #include "router_model.h"
 
 namespace {
 
+// Look-ahead in one answer. Mirrored field by field in modeling_mambaformer/greedy_run.py.
+struct AheadArgs {
+  const int64_t* said;          // (said_count), what was said before the answer
+  void* const* window_logs[2];  // two logs of 1 + width tokens, a layer each
+  float* const* state_logs[2];
+  const int64_t* threads;       // (1 + width), for a step of one token, of two, ...
+  const int64_t* given;         // (given_count), somebody else's proposal where the text has none
+  LookupRules rules;
+  int64_t said_count, width, longest_answer;
+  // `asks`: somebody else is to be asked for one; `given_count` is below 0 until that has been done.
+  int64_t asks, given_count;
+  // The last step: how many tokens it read, which of them was taken last, in which log their states are (below 0: in
+  // none yet), whether its proposal was given.
+  int64_t held, at, log, was_given;
+  // What was done so far: steps with a proposal, tokens of these, tokens accepted; such steps that were given, and those
+  // of them whose first token was right.
+  int64_t passes, proposed, accepted, given_passes, given_right;
+};
+
 // Mirrored field by field in modeling_mambaformer/greedy_run.py.
 struct GreedyArgs {
-  const RunArgs* run;           // of one token a row, whose states are their own log
-  const RouterArgs* router;     // of that token; null where EMamba writes every token
-  int64_t* ids;                 // (batch), where both read the token
+  RunArgs* run;                 // of one token a row, whose states are their own log; or of one row's 1 + width tokens
+  const RouterArgs* router;     // of the first token; null where EMamba writes every token
+  AheadArgs* ahead;             // null where nobody looks ahead
+  int64_t* ids;                 // where both read the tokens
   int64_t* answers;             // (batch, room), of which `length` tokens are there, the last one not read yet
-  const int64_t* said;          // (said_count), what was said before the one answer; null where nobody looks ahead
   const int64_t* ends;          // (end_count), tokens that end an answer
   const uint8_t* ended;         // (batch)
   const double* thresholds;     // (most)
@@ -25,9 +50,11 @@ struct GreedyArgs {
   // likeliest tokens, (most, batch).
   float* levels;
   int64_t *choices, *top;
-  int64_t room, length, said_count, end_count, pad, most;
+  int64_t room, length, end_count, pad, most, round_hidden;  // the latter: the hidden states are those of bfloat16
   int64_t read, asked;  // results: positions read, and whether ET5 is asked at the last
 };
+
+enum Step : int { DONE = 0, ASKS = -1 };  // beside the errors of decode_step.cpp
 
 bool is_end(const GreedyArgs& args, int64_t token) {
   for (int64_t i = 0; i < args.end_count; ++i)
@@ -35,11 +62,13 @@ bool is_end(const GreedyArgs& args, int64_t token) {
   return false;
 }
 
-// Whether `first` and then `second` stand somewhere in `tokens`.
-bool has_pair(const int64_t* tokens, int64_t count, int64_t first, int64_t second) {
-  for (int64_t i = 0; i + 1 < count; ++i)
-    if (tokens[i] == first && tokens[i + 1] == second) return true;
-  return false;
+// To the nearest bfloat16, ties to even.
+float rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x == x) bits = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
 }
 
 }  // namespace
@@ -50,29 +79,109 @@ int mambaformer_decode_run(const RunArgs* args);
 int mambaformer_router_step(const RouterArgs* args);
 void mambaformer_likeliest(const float* logits, int64_t rows, int64_t vocab, int64_t* top, float* log_top);
 
+}  // extern "C"
+
+namespace {
+
+int run_step(const GreedyArgs& args) {
+  const StepArgs& step = args.run->step;
+  if (const int error = mambaformer_decode_run(args.run)) return error;
+  if (args.round_hidden)
+    for (int64_t i = 0; i < step.batch * args.run->length * step.hidden; ++i)
+      step.hidden_out[i] = rounded(step.hidden_out[i]);
+  return DONE;
+}
+
+// Puts what may follow `length` tokens of the answer into `to`; returns how many tokens, or ASKS.
+int64_t propose(const GreedyArgs& args, const AheadArgs& ahead, int64_t length, int64_t* to) {
+  const int64_t left = ahead.longest_answer - length - 1, room = left < ahead.width ? left : ahead.width;
+  if (room <= 0) return 0;
+  int64_t count = continuation({ahead.said, args.answers, ahead.said_count, length}, ahead.rules, room, to);
+  if (count == 0 && ahead.asks) {
+    if (ahead.given_count < 0) return ASKS;
+    count = ahead.given_count < room ? ahead.given_count : room;
+    for (int64_t i = 0; i < count; ++i) to[i] = ahead.given[i];
+  }
+  int64_t before_end = 0;
+  while (before_end < count && !is_end(args, to[before_end])) ++before_end;
+  return before_end;
+}
+
+// Sees to it that the last of `length` tokens of the answer is read, as the `ahead.at`-th of the last step.
+int read_ahead(const GreedyArgs& args, AheadArgs& ahead, int64_t length) {
+  RunArgs& run = *args.run;
+  const int64_t token = args.answers[length - 1];
+  if (ahead.at + 1 < ahead.held && args.ids[ahead.at + 1] == token) {
+    ++ahead.at;
+    ++ahead.accepted;
+    return DONE;
+  }
+  ahead.given_passes += ahead.was_given;
+  ahead.given_right += ahead.was_given && ahead.at > 0;
+  ahead.was_given = 0;
+  const int64_t proposed = propose(args, ahead, length, args.ids + 1);
+  if (proposed == ASKS) return ASKS;
+  if (ahead.held > 1) run.begin = ahead.at;
+  args.ids[0] = token;
+  const int64_t next = proposed ? ahead.log == 0 : ahead.log;
+  run.length = 1 + proposed;
+  run.step.threads = ahead.threads[proposed];
+  run.log_begin = proposed ? 0 : run.begin;
+  run.window_log = proposed ? ahead.window_logs[next] : run.step.windows;
+  run.state_log = proposed ? ahead.state_logs[next] : run.step.states;
+  if (const int error = run_step(args)) return error;
+  run.step.windows = run.window_log, run.step.states = run.state_log;
+  ahead.held = run.length, ahead.at = 0, ahead.log = next;
+  ahead.was_given = ahead.given_count >= 0 && proposed;
+  ahead.given_count = -1;
+  ahead.passes += proposed > 0;
+  ahead.proposed += proposed;
+  return DONE;
+}
+
+}  // namespace
+
+extern "C" {
+
+// As `continuation` of a text in one piece.
+int64_t mambaformer_continuation(const int64_t* text, int64_t count, const LookupRules* rules, int64_t width,
+                                 int64_t* to) {
+  return continuation({text, nullptr, count, 0}, *rules, width, to);
+}
+
 // Reads the last token of each answer and puts the likeliest after it, until ET5 is asked, an answer ends, `most`
-// positions have been read, or, for who looks ahead, the text ends as it did before. The tokens that follow the last
-// position are the caller's to choose. Returns 0, or an error of the two steps, with `read` positions read before.
+// positions have been read, or somebody is to be asked for a proposal. The tokens that follow the last position are the
+// caller's to choose. Returns 0, or an error of the two steps, with `read` positions read before.
 int mambaformer_greedy_run(GreedyArgs* pointer) {
   GreedyArgs& args = *pointer;
   const StepArgs& step = args.run->step;
   const int64_t batch = step.batch;
   args.read = args.asked = 0;
   while (args.read < args.most) {
-    int64_t* last = args.answers + args.length + args.read - 1;  // of the first row
-    for (int64_t b = 0; b < batch; ++b) args.ids[b] = last[b * args.room];
-    if (const int error = mambaformer_decode_run(args.run)) return error;
+    const int64_t length = args.length + args.read;
+    int64_t *last = args.answers + length - 1, at = 0;  // of the first row
+    if (args.ahead) {
+      const int error = read_ahead(args, *args.ahead, length);
+      if (error == ASKS) break;
+      if (error) return error;
+      at = args.ahead->at;
+    } else {
+      for (int64_t b = 0; b < batch; ++b) args.ids[b] = last[b * args.room];
+      if (const int error = run_step(args)) return error;
+    }
     float *margin = args.levels + args.read * 2 * batch, *log_top = margin + batch;
     int64_t *expert = args.choices + args.read * 2 * batch, *gap = expert + batch, *top = args.top + args.read * batch;
     if (args.router) {
       RouterArgs router = *args.router;
+      router.ids += at, router.embeddings += at * router.dim, router.states += at * router.dim;
+      router.logits += at * router.vocab;
       router.margin = margin, router.log_top = log_top;
       router.expert = expert, router.gap = gap, router.top = top;
       router.position += args.read;
       router.threshold = args.thresholds[args.read];
       if (const int error = mambaformer_router_step(&router)) return error;
     } else {
-      mambaformer_likeliest(step.logits, batch, step.vocab, top, log_top);
+      mambaformer_likeliest(step.logits + at * step.vocab, batch, step.vocab, top, log_top);
       for (int64_t b = 0; b < batch; ++b) {
         margin[b] = NAN, expert[b] = gap[b] = 0;
         if (args.ended[b]) log_top[b] = NAN, expert[b] = -1;
@@ -83,10 +192,6 @@ int mambaformer_greedy_run(GreedyArgs* pointer) {
     for (int64_t b = 0; b < batch; ++b) {
       if (expert[b] == 1) args.asked = 1;
       if (!args.ended[b] && is_end(args, top[b])) stop = true;
-    }
-    if (args.said) {
-      const int64_t written = args.length + args.read - 1;
-      stop = stop || has_pair(args.said, args.said_count, *last, *top) || has_pair(args.answers, written, *last, *top);
     }
     if (stop || args.asked) break;
     for (int64_t b = 0; b < batch; ++b) last[b * args.room + 1] = args.ended[b] ? args.pad : top[b];

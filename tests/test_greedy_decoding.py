@@ -131,9 +131,13 @@ def test_packed_weights_are_read_alike(et5_folder, emamba_folder, loops, weights
 
 
 @compiled
-def test_a_model_in_bfloat16_is_read_alike(et5_folder, emamba_folder, loops):
+@pytest.mark.parametrize("routing", ["auto", "emamba"])
+def test_a_model_in_bfloat16_is_read_alike(et5_folder, emamba_folder, loops, routing):
+    """Also its router's decisions, by hidden states that are rounded, be they rounded in compiled code."""
     model = mixed_model(et5_folder, emamba_folder).eval().to(torch.bfloat16)
-    compared(*both_ways(model, loops, random_batch(LENGTHS)))
+    model.router.float()
+    compared(*both_ways(model, loops, random_batch(LENGTHS), routing=routing))
+    assert loops["compiled"] == 1
 
 
 def test_without_compiled_steps_the_model_itself_is_called(et5_folder, emamba_folder, loops):

@@ -198,12 +198,8 @@ class BoundStep:
         self.logits = torch.empty(batch, length, args.vocab, dtype=torch.float32)
         args.ids, args.hidden_out, args.logits = ids.data_ptr(), self.hidden.data_ptr(), self.logits.data_ptr()
         args.batch, args.window_format = batch, STORED[windows[0].dtype]
-        self.start_from(StateLog(windows, states))
-
-    def start_from(self, log: StateLog, token: int = 0) -> None:
-        """Go on from the states in `log`; those of one row after its `token`-th token. The caller answers for them."""
-        self.args.windows, self.args.states, self.call.begin = log.window_pointers, log.state_pointers, token
-        self.place = log
+        self.place = StateLog(windows, states)
+        args.windows, args.states = self.place.window_pointers, self.place.state_pointers
 
     def keep_embeddings(self) -> Tensor:
         """From now on, let each run leave the embeddings of `ids`; returns their memory, `(B, T, D)` float32."""
@@ -216,8 +212,8 @@ class BoundStep:
         Read `ids`, or the first `length` of one row.
 
         Args:
-            log: receives the states after each, from its beginning; the step's own stay, and it goes on from these
-                until told otherwise. Without, there is one token a row, and its states take the place of the former.
+            log: receives the states after each, from its beginning; the step's own stay, and the next run begins with
+                them again. Without, there is one token a row, and its states take the place of the former.
 
         Raises:
             ValueError: where a log does not fit. IndexError, MemoryError: as `EMambaDecoder.step`.
@@ -231,11 +227,10 @@ class BoundStep:
         """Let `call` be what `run` does; the arguments are the same, and so is the `ValueError`."""
         call, args, batch = self.call, self.args, len(self.ids)
         length = self.ids.shape[1] if length is None else length
-        to, first = (self.place, call.begin) if log is None else (log, 0)
+        to = self.place if log is None else log
         rows, tokens = (batch, length) if log is None else (length, batch)
-        if tokens != 1 or first + rows > to.capacity or len(to.states) != args.layer_count:
+        if tokens != 1 or rows > to.capacity or len(to.states) != args.layer_count:
             raise ValueError(f"{batch} rows of {length} tokens do not fit a log of {to.capacity} for one row.")
-        call.log_begin = first
         call.length, call.window_log, call.state_log = length, to.window_pointers, to.state_pointers
         args.threads = self.packed.threads(batch * length)
 
