@@ -33,7 +33,7 @@ class AheadSteps(CompiledSteps):
         super().__init__(model, cache, greedy)
         self.look_ahead: LookAhead = cache.look_ahead
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
-        logs = tuple(StateLog.for_tokens(cache.emamba, self.room(cache)) for _ in range(2))
+        logs = [StateLog.for_tokens(cache.emamba, self.room(cache)) for _ in range(2)]
         self.ahead = greedy.look_ahead(self.look_ahead, logs, asks=model.look_ahead_heads is not None)
         self.begun = False  # whether a step was made whose hidden state the heads could go by
         self.success = 0.5  # the share of the heads' proposals whose first token was right, lately

@@ -30,9 +30,7 @@ class AheadArgs(ctypes.Structure):
     _fields_ += [("rules", LookupRules)]
     _fields_ += [(name, ctypes.c_int64) for name in ("said_count", "width", "longest_answer", "asks", "given_count")]
     _fields_ += [(name, ctypes.c_int64) for name in ("held", "at", "log", "was_given")]
-    _fields_ += [
-        (name, ctypes.c_int64) for name in ("passes", "proposed", "accepted", "given_passes", "given_right")
-    ]
+    _fields_ += [(name, ctypes.c_int64) for name in ("passes", "proposed", "accepted", "given_passes", "given_right")]
 
 
 class GreedyArgs(ctypes.Structure):
@@ -75,12 +73,12 @@ class GreedyRun:
             round_hidden=step.dtype != torch.float32,
         )
 
-    def look_ahead(self, wanted: LookAhead, logs: tuple[StateLog, StateLog], asks: bool) -> AheadArgs:
+    def look_ahead(self, wanted: LookAhead, logs: list[StateLog], asks: bool) -> AheadArgs:
         """
         Read tokens that `wanted` proposes along with the one row's next one.
 
         Args:
-            logs: of `1 + wanted.width` tokens each, as many as the step reads at most.
+            logs: two of `1 + wanted.width` tokens each, as many as the step reads at most.
             asks: whether somebody else is to be asked for a proposal where the text has none, see `run`.
 
         Returns:
@@ -110,7 +108,8 @@ class GreedyRun:
 
     def give(self, proposed: list[int]) -> None:
         """Propose these tokens, at most as many as are looked ahead, where `run` came back to ask for some."""
-        self.given[: len(proposed)] = proposed
+        for at, token in enumerate(proposed):
+            self.given[at] = token
         self.ahead.given_count = len(proposed)
 
     def run(
