@@ -32,7 +32,16 @@ LIBRARIES = {
     "_selective_scan": ["native/causal_conv.cpp", "native/selective_scan.cpp"],
     "_decode_step": [
         f"native/{name}.cpp"
-        for name in ("decode_step", "router_step", "greedy_run", "prefill", "et5_pass", "et5_encoder", "linear")
+        for name in (
+            "decode_step",
+            "router_step",
+            "greedy_run",
+            "draft",
+            "prefill",
+            "et5_pass",
+            "et5_encoder",
+            "linear",
+        )
     ],
 }
 

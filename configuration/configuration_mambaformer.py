@@ -52,8 +52,8 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
             `int8` (a rounded copy, faster), or `off`.
         et5_decode (`str`): the same of the compiled pass of ET5's decoder: `float32`, `int8` or `off`, which
             keeps its encoder to the modules too.
-        look_ahead_heads (`int`): heads that propose tokens for look-ahead decoding, 0 for none;
-            `look_ahead_candidates` (`int`) is how many tokens they may propose.
+        look_ahead_heads (`int`): the most tokens that the heads for look-ahead decoding propose at a time, 0 for no
+            heads; `look_ahead_candidates` (`int`) is how many different tokens they may propose.
         cost_table (`dict[str, float]`, *optional*): measured milliseconds of one ET5 decoder pass (`pass`), one
             caught-up token (`token`), one encoder run (`encoder`) and one EMamba step (`emamba`).
 
@@ -94,7 +94,7 @@ class MambaFormerConfig(RemoteCodeConfigMixin, PreTrainedConfig):
     emamba_decode: str = "float32"
     et5_decode: str = "float32"
     look_ahead_heads: int = 0
-    look_ahead_candidates: int = 512
+    look_ahead_candidates: int = 2048
     cost_table: dict[str, float] | None = None
 
     def __post_init__(self, **kwargs: Any):

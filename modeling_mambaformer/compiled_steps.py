@@ -84,14 +84,10 @@ class CompiledSteps:
         most = min(most, len(self.record.top) - self.count)
         first = 0 if self.router is None else self.router.state.position
         thresholds = [self.cache.request.threshold_at(at) for at in range(first, first + most)]
-        read, asked = self._run(answers, length, thresholds)
+        read, asked = self.greedy.run(answers, length, thresholds, self.record, self.count)
         self.count += read
         self.cache.decoder_ids = seen = answers[:, : length + read - 1]
         return self._ask(seen, self.greedy.at) if asked else self.record.top[self.count - 1, :, 0], read
-
-    def _run(self, answers: Tensor, length: int, thresholds: list[float]) -> tuple[int, bool]:
-        """One `GreedyRun.run`, of at least one position."""
-        return self.greedy.run(answers, length, thresholds, self.record, self.count)
 
     def _ask(self, seen: Tensor, at: int) -> Tensor:
         """The likeliest tokens `(B,)` where ET5 is asked after the last token of `seen`, the step's token `at`."""

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .draft_weights import DraftArgs, PackedHeads
 from .emamba_decoder import BoundStep
 from .look_ahead import LookAhead, LookupRules
 from .packed_weights import DECODE_LIBRARY, RunArgs
 from .router_step import RouterArgs, RouterRecord, RouterStep
 from .state_log import StateLog
+
+COUNTS = ("passes", "proposed", "accepted")  # of `LookAheadCounts`
 
 
 class AheadArgs(ctypes.Structure):
@@ -26,11 +29,11 @@ class AheadArgs(ctypes.Structure):
 
     _fields_ = [("said", ctypes.c_void_p), ("window_logs", ctypes.POINTER(ctypes.c_void_p) * 2)]
     _fields_ += [("state_logs", ctypes.POINTER(ctypes.c_void_p) * 2)]
-    _fields_ += [("threads", ctypes.POINTER(ctypes.c_int64)), ("given", ctypes.POINTER(ctypes.c_int64))]
+    _fields_ += [("threads", ctypes.POINTER(ctypes.c_int64)), ("draft", ctypes.POINTER(DraftArgs))]
     _fields_ += [("rules", LookupRules)]
-    _fields_ += [(name, ctypes.c_int64) for name in ("said_count", "width", "longest_answer", "asks", "given_count")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("held", "at", "log", "was_given")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("passes", "proposed", "accepted", "given_passes", "given_right")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("said_count", "width", "longest_answer")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("held", "at", "log", "begun")]
+    _fields_ += [(name, ctypes.c_int64) for name in COUNTS]
 
 
 class GreedyArgs(ctypes.Structure):
@@ -73,51 +76,44 @@ class GreedyRun:
             round_hidden=step.dtype != torch.float32,
         )
 
-    def look_ahead(self, wanted: LookAhead, logs: list[StateLog], asks: bool) -> AheadArgs:
+    def look_ahead(self, wanted: LookAhead, logs: list[StateLog], heads: PackedHeads | None) -> AheadArgs:
         """
         Read tokens that `wanted` proposes along with the one row's next one.
 
         Args:
             logs: two of `1 + wanted.width` tokens each, as many as the step reads at most.
-            asks: whether somebody else is to be asked for a proposal where the text has none, see `run`.
+            heads: propose where the text does not.
 
         Returns:
             what looks ahead, its counts being kept up to date.
         """
         room = 1 + wanted.width
         self.threads = (ctypes.c_int64 * room)(*(self.step.packed.threads(1 + more) for more in range(room)))
-        self.given = (ctypes.c_int64 * room)()
-        self.logs, self.wanted = logs, wanted
+        self.logs, self.wanted, self.heads = logs, wanted, heads
+        if heads is not None:
+            heads.args.threads = self.threads[0]
         self.ahead = AheadArgs(
             said=wanted.text.buffer_info()[0],
             window_logs=tuple(ctypes.cast(log.window_pointers, ctypes.POINTER(ctypes.c_void_p)) for log in logs),
             state_logs=tuple(ctypes.cast(log.state_pointers, ctypes.POINTER(ctypes.c_void_p)) for log in logs),
             threads=self.threads,
-            given=self.given,
+            draft=None if heads is None else ctypes.pointer(heads.args),
             rules=wanted.rules,
             said_count=wanted.said,
             width=wanted.width,
             longest_answer=wanted.limit,
-            asks=asks,
-            given_count=-1,
             held=1,
             log=-1,
+            **{name: getattr(wanted.counts, name) for name in COUNTS},
         )
         self.args.ahead = ctypes.pointer(self.ahead)
         return self.ahead
-
-    def give(self, proposed: list[int]) -> None:
-        """Propose these tokens, at most as many as are looked ahead, where `run` came back to ask for some."""
-        for at, token in enumerate(proposed):
-            self.given[at] = token
-        self.ahead.given_count = len(proposed)
 
     def run(
         self, answers: Tensor, length: int, thresholds: list[float], record: RouterRecord, place: int
     ) -> tuple[int, bool]:
         """
-        Read the last token of each answer, append the likeliest, and so on, until ET5 is asked, an answer ends, or
-        somebody is to be asked for a proposal.
+        Read the last token of each answer, append the likeliest, and so on, until ET5 is asked or an answer ends.
 
         Args:
             answers: `(B, room)` long, contiguous, of which `length` tokens are there; room for as many more as
@@ -126,8 +122,8 @@ class GreedyRun:
             record: receives what was found, from run `place` on.
 
         Returns:
-            how many positions were read, the tokens after the last of them not being appended, and none if a proposal
-            has to be given first; and whether ET5 is asked there.
+            how many positions were read, the tokens after the last of them not being appended; and whether ET5 is
+            asked there.
 
         Raises:
             IndexError, MemoryError: as of the steps.

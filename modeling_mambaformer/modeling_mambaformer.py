@@ -92,7 +92,7 @@ class MambaFormerPreTrainedModel(OwnRemoteCodeMixin, PreTrainedModel):
         elif isinstance(module, TokenRouter):
             init.zeros_(module.domain_weight)
         elif isinstance(module, LookAheadHeads):
-            for tensor in (module.proj, module.rows, module.tokens):
+            for tensor in (module.out_proj.weight, module.rows.weight, module.tokens):
                 init.zeros_(tensor)
 
 

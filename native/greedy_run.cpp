@@ -11,8 +11,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "draft.h"
 #include "look_ahead.h"
-#include "mamba_model.h"
 #include "router_model.h"
 
 namespace {
@@ -23,17 +23,13 @@ struct AheadArgs {
   void* const* window_logs[2];  // two logs of 1 + width tokens, a layer each
   float* const* state_logs[2];
   const int64_t* threads;       // (1 + width), for a step of one token, of two, ...
-  const int64_t* given;         // (given_count), somebody else's proposal where the text has none
+  const DraftArgs* draft;       // proposes where the text does not; or null
   LookupRules rules;
   int64_t said_count, width, longest_answer;
-  // `asks`: somebody else is to be asked for one; `given_count` is below 0 until that has been done.
-  int64_t asks, given_count;
-  // The last step: how many tokens it read, which of them was taken last, in which log their states are (below 0: in
-  // none yet), whether its proposal was given.
-  int64_t held, at, log, was_given;
-  // What was done so far: steps with a proposal, tokens of these, tokens accepted; such steps that were given, and those
-  // of them whose first token was right.
-  int64_t passes, proposed, accepted, given_passes, given_right;
+  // The last step, if one was made: how many tokens it read, which of them was taken last, and in which log their states
+  // are, below 0 for none yet.
+  int64_t held, at, log, begun;
+  int64_t passes, proposed, accepted;  // done so far: steps with a proposal, tokens of these, tokens accepted
 };
 
 // Mirrored field by field in modeling_mambaformer/greedy_run.py.
@@ -54,7 +50,7 @@ struct GreedyArgs {
   int64_t read, asked;  // results: positions read, and whether ET5 is asked at the last
 };
 
-enum Step : int { DONE = 0, ASKS = -1 };  // beside the errors of decode_step.cpp
+enum Error : int { NO_MEMORY = 1 };  // one of decode_step.cpp's
 
 bool is_end(const GreedyArgs& args, int64_t token) {
   for (int64_t i = 0; i < args.end_count; ++i)
@@ -77,6 +73,7 @@ extern "C" {
 
 int mambaformer_decode_run(const RunArgs* args);
 int mambaformer_router_step(const RouterArgs* args);
+int64_t mambaformer_draft(const DraftArgs* args, const float* hidden, int64_t token, int64_t most, int64_t* to);
 void mambaformer_likeliest(const float* logits, int64_t rows, int64_t vocab, int64_t* top, float* log_top);
 
 }  // extern "C"
@@ -89,20 +86,19 @@ int run_step(const GreedyArgs& args) {
   if (args.round_hidden)
     for (int64_t i = 0; i < step.batch * args.run->length * step.hidden; ++i)
       step.hidden_out[i] = rounded(step.hidden_out[i]);
-  return DONE;
+  return 0;
 }
 
-// Puts what may follow `length` tokens of the answer into `to`; returns how many tokens, or ASKS.
+// Puts what may follow `length` tokens of the answer into `to`; returns how many tokens, below 0 for want of memory.
 int64_t propose(const GreedyArgs& args, const AheadArgs& ahead, int64_t length, int64_t* to) {
   const int64_t left = ahead.longest_answer - length - 1, room = left < ahead.width ? left : ahead.width;
   if (room <= 0) return 0;
   int64_t count = continuation({ahead.said, args.answers, ahead.said_count, length}, ahead.rules, room, to);
-  if (count == 0 && ahead.asks) {
-    if (ahead.given_count < 0) return ASKS;
-    count = ahead.given_count < room ? ahead.given_count : room;
-    for (int64_t i = 0; i < count; ++i) to[i] = ahead.given[i];
+  if (count == 0 && ahead.draft && ahead.begun) {
+    const StepArgs& step = args.run->step;
+    count = mambaformer_draft(ahead.draft, step.hidden_out + ahead.at * step.hidden, args.answers[length - 1], room, to);
   }
-  int64_t before_end = 0;
+  int64_t before_end = count < 0 ? count : 0;
   while (before_end < count && !is_end(args, to[before_end])) ++before_end;
   return before_end;
 }
@@ -114,13 +110,10 @@ int read_ahead(const GreedyArgs& args, AheadArgs& ahead, int64_t length) {
   if (ahead.at + 1 < ahead.held && args.ids[ahead.at + 1] == token) {
     ++ahead.at;
     ++ahead.accepted;
-    return DONE;
+    return 0;
   }
-  ahead.given_passes += ahead.was_given;
-  ahead.given_right += ahead.was_given && ahead.at > 0;
-  ahead.was_given = 0;
   const int64_t proposed = propose(args, ahead, length, args.ids + 1);
-  if (proposed == ASKS) return ASKS;
+  if (proposed < 0) return NO_MEMORY;
   if (ahead.held > 1) run.begin = ahead.at;
   args.ids[0] = token;
   const int64_t next = proposed ? ahead.log == 0 : ahead.log;
@@ -131,12 +124,10 @@ int read_ahead(const GreedyArgs& args, AheadArgs& ahead, int64_t length) {
   run.state_log = proposed ? ahead.state_logs[next] : run.step.states;
   if (const int error = run_step(args)) return error;
   run.step.windows = run.window_log, run.step.states = run.state_log;
-  ahead.held = run.length, ahead.at = 0, ahead.log = next;
-  ahead.was_given = ahead.given_count >= 0 && proposed;
-  ahead.given_count = -1;
+  ahead.held = run.length, ahead.at = 0, ahead.log = next, ahead.begun = 1;
   ahead.passes += proposed > 0;
   ahead.proposed += proposed;
-  return DONE;
+  return 0;
 }
 
 }  // namespace
@@ -149,9 +140,8 @@ int64_t mambaformer_continuation(const int64_t* text, int64_t count, const Looku
   return continuation({text, nullptr, count, 0}, *rules, width, to);
 }
 
-// Reads the last token of each answer and puts the likeliest after it, until ET5 is asked, an answer ends, `most`
-// positions have been read, or somebody is to be asked for a proposal. The tokens that follow the last position are the
-// caller's to choose. Returns 0, or an error of the two steps, with `read` positions read before.
+// Reads the last token of each answer and puts the likeliest after it, until ET5 is asked, an answer ends, or `most`
+// positions have been read. The tokens that follow the last position are the caller's to choose. Returns 0, or an error of the two steps, with `read` positions read before.
 int mambaformer_greedy_run(GreedyArgs* pointer) {
   GreedyArgs& args = *pointer;
   const StepArgs& step = args.run->step;
@@ -161,9 +151,7 @@ int mambaformer_greedy_run(GreedyArgs* pointer) {
     const int64_t length = args.length + args.read;
     int64_t *last = args.answers + length - 1, at = 0;  // of the first row
     if (args.ahead) {
-      const int error = read_ahead(args, *args.ahead, length);
-      if (error == ASKS) break;
-      if (error) return error;
+      if (const int error = read_ahead(args, *args.ahead, length)) return error;
       at = args.ahead->at;
     } else {
       for (int64_t b = 0; b < batch; ++b) args.ids[b] = last[b * args.room];

@@ -1,0 +1,81 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""The weights of `LookAheadHeads` in the form in which compiled code (`native/draft.cpp`) reads them."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .module_snapshot import Snapshot, is_plain_call
+from .packed_weights import STORED, Matrix, PackedWeights, Packing, StepArgs
+
+if TYPE_CHECKING:
+    from .look_ahead_heads import LookAheadHeads
+
+LIKELY = 0.3  # chance of being right from which on a proposed token is worth its reading
+
+
+class DraftArgs(ctypes.Structure):
+    """`DraftArgs` of native/draft.h."""
+
+    _fields_ = [("model", ctypes.POINTER(StepArgs))]
+    _fields_ += [(name, Matrix) for name in ("in_proj", "out_proj", "rows")]
+    _fields_ += [("tokens", ctypes.c_void_p), ("likely", ctypes.c_double)]
+    _fields_ += [("most", ctypes.c_int64), ("threads", ctypes.c_int64)]
+
+
+class PackedHeads(Packing):
+    """
+    What proposes beside one EMamba; it owns what it copied and refers to the rest.
+
+    Args:
+        heads: whose modules the caller has found to be plain. emamba: whose embeddings they read.
+    """
+
+    def __init__(self, heads: LookAheadHeads, emamba: PackedWeights):
+        super().__init__("float32")
+        self.emamba, self.ids = emamba, heads.tokens.contiguous()
+        names = ("in_proj", "out_proj", "rows")
+        self.args = DraftArgs(
+            model=ctypes.pointer(emamba.args),
+            **{name: self._matrix(getattr(heads, name)) for name in names},
+            tokens=self.ids.data_ptr(),
+            likely=LIKELY,
+            most=heads.heads,
+        )
+        self.checked = self.sample()
+
+
+class Drafter:
+    """
+    Keeps heads packed as long as nothing about them changes. A copy of it starts with nothing packed.
+    """
+
+    def __init__(self):
+        self._ready: tuple[Snapshot, PackedHeads | None] | None = None
+
+    def __getstate__(self) -> dict:
+        return {"_ready": None}  # addresses mean nothing elsewhere
+
+    def prepare(self, heads: LookAheadHeads, emamba: PackedWeights) -> PackedHeads | None:
+        """The packed heads, to be asked for before each sequence; `None` where compiled code may not stand in."""
+        if not is_plain_call(heads):
+            return None
+        if self._ready is not None:
+            snapshot, packed = self._ready
+            known = packed is not None and packed.emamba is emamba and snapshot.holds(heads)
+            if known and torch.equal(packed.checked, packed.sample()):
+                return packed
+        snapshot = Snapshot(heads)
+        plain = not snapshot.hooked() and heads.tokens.is_cpu and all(map(is_plain_layer, heads.children()))
+        packed = PackedHeads(heads, emamba) if plain else None
+        self._ready = (snapshot, packed)
+        return packed
+
+
+def is_plain_layer(layer: nn.Module) -> bool:
+    """Whether it is a linear layer as PyTorch has it, in float32 or bfloat16 on the CPU."""
+    return type(layer) is nn.Linear and layer.weight.is_cpu and layer.weight.dtype in STORED
