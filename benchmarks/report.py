@@ -158,9 +158,9 @@ def embedded_size(folder: Path = EMBEDDED) -> str | None:
     with weights.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    sizes = {"et5": 0, "emamba": 0, "router": 0}
+    sizes = {"et5": 0, "emamba": 0, "router": 0, "look_ahead_heads": 0}
     for name, tensor in header.items():
-        if name != "__metadata__":
+        if name != "__metadata__" and tensor["dtype"] != "I64":  # ids
             part = name.split(".")[0]
             sizes[part if part in sizes else "router"] += prod(tensor["shape"])
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -169,11 +169,12 @@ def embedded_size(folder: Path = EMBEDDED) -> str | None:
         ["ET5", f"T5, {config['et5']['num_layers']} encoder and {config['et5']['num_decoder_layers']} decoder layers"],
         ["EMamba", f"Mamba, {config['emamba']['num_hidden_layers']} layers"],
         ["Router and sequence gate", "small multi-layer perceptrons"],
+        ["Look-ahead heads", "a small recurrent network, for `look_ahead` alone"],
     ]
     for row, part in zip(rows, sizes, strict=True):
         row.append(f"{sizes[part]:,}")
     return (
-        table(["Part", "What it is", "Parameters"], rows)
+        table(["Part", "What it is", "Parameters"], [row for row in rows if row[-1] != "0"])
         + f"\nThe folder takes {total / 1e6:.1f} MB; the shared vocabulary has {config['et5']['vocab_size']:,} rows.\n"
     )
 

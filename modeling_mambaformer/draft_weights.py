@@ -33,10 +33,11 @@ class PackedHeads(Packing):
 
     Args:
         heads: whose modules the caller has found to be plain. emamba: whose embeddings they read.
+        weight_format (`str`): of their matrices, one of `WEIGHT_FORMATS`.
     """
 
-    def __init__(self, heads: LookAheadHeads, emamba: PackedWeights):
-        super().__init__("float32")
+    def __init__(self, heads: LookAheadHeads, emamba: PackedWeights, weight_format: str):
+        super().__init__(weight_format)
         self.emamba, self.ids = emamba, heads.tokens.contiguous()
         names = ("in_proj", "out_proj", "rows")
         self.args = DraftArgs(
@@ -52,13 +53,17 @@ class PackedHeads(Packing):
 class Drafter:
     """
     Keeps heads packed as long as nothing about them changes. A copy of it starts with nothing packed.
+
+    Args:
+        weight_format (`str`): as of `PackedHeads`. What is proposed has to come fast, and need not be exact.
     """
 
-    def __init__(self):
+    def __init__(self, weight_format: str = "int8"):
+        self.weight_format = weight_format
         self._ready: tuple[Snapshot, PackedHeads | None] | None = None
 
     def __getstate__(self) -> dict:
-        return {"_ready": None}  # addresses mean nothing elsewhere
+        return {"weight_format": self.weight_format, "_ready": None}  # addresses mean nothing elsewhere
 
     def prepare(self, heads: LookAheadHeads, emamba: PackedWeights) -> PackedHeads | None:
         """The packed heads, to be asked for before each sequence; `None` where compiled code may not stand in."""
@@ -71,7 +76,7 @@ class Drafter:
                 return packed
         snapshot = Snapshot(heads)
         plain = not snapshot.hooked() and heads.tokens.is_cpu and all(map(is_plain_layer, heads.children()))
-        packed = PackedHeads(heads, emamba) if plain else None
+        packed = PackedHeads(heads, emamba, self.weight_format) if plain else None
         self._ready = (snapshot, packed)
         return packed
 

@@ -37,7 +37,9 @@ int64_t mambaformer_draft(const DraftArgs* pointer, const float* hidden, int64_t
   const DraftArgs& args = *pointer;
   const int64_t D = args.model->hidden, R = args.rows.rows, wanted = most < args.most ? most : args.most;
   if (wanted <= 0 || R <= 0 || token < 0 || token >= args.model->vocab) return 0;
-  Buffer workspace(3 * whole_lines(D) + whole_lines(D) + whole_lines(R) + LINE);
+  const int64_t threads = thread_count(args.threads, (D + SPAN - 1) / SPAN, D * (3 * D + R));
+  const int64_t own = own_size(1, D, 2 * D);
+  Buffer workspace(whole_lines(2 * D) + whole_lines(D) + whole_lines(R) + threads * own + LINE);
   if (!workspace.data) return -1;
   Arena arena(workspace);
   DraftStage stage;
@@ -46,13 +48,15 @@ int64_t mambaformer_draft(const DraftArgs* pointer, const float* hidden, int64_t
   stage.logits = arena.take(R);
   stage.token = token, stage.proposed = 0, stage.chance = 1.0, stage.goes_on = true;
   std::memcpy(stage.input, hidden, sizeof(float) * D);
-  const int64_t threads = thread_count(args.threads, (D + SPAN - 1) / SPAN, D * (3 * D + R));
+  float* owns = arena.next;
   const auto step = CHOOSE_ISA(draft_step);
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
   {
     const FlushDenormals flush;
+    Arena mine(owns + thread_index() * own);
+    const Own bench = take_own(mine, 1, D, 2 * D);
     while (stage.goes_on) {
-      step(args, stage, thread_index(), team_size());
+      step(args, stage, bench, thread_index(), team_size());
       meet();
       if (thread_index() == 0) {
         int64_t top;

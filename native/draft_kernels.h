@@ -8,7 +8,8 @@
 namespace ISA_NAMESPACE {
 
 // This thread's rows of the state after one more token, and of its logits.
-ISA_TARGET static void draft_step(const DraftArgs& args, const DraftStage& stage, int64_t thread, int64_t threads) {
+ISA_TARGET static void draft_step(const DraftArgs& args, const DraftStage& stage, const Own& own, int64_t thread,
+                                  int64_t threads) {
   const int64_t D = args.model->hidden;
   const Range mine = part_of(D, thread, threads);
   float* embedding = stage.input + D;
@@ -16,15 +17,15 @@ ISA_TARGET static void draft_step(const DraftArgs& args, const DraftStage& stage
   embed(*args.model, stage.token, mine, embedding);
   for (int64_t i = mine.first; i < mine.last; ++i) embedding[i] *= factor;
   meet();
-  multiply(args.in_proj, mine, {stage.input, nullptr, nullptr, 2 * D, 0, 1}, stage.inner, D, false);
+  multiply(args.in_proj, mine, prepare(args.in_proj, stage.input, 2 * D, 1, own), stage.inner, D, false);
   for (int64_t i = mine.first; i < mine.last; i += W) {
     const Vec x = load_part(stage.inner + i, mine.last - i);
     store_part(stage.inner + i, x * sigmoid(x), mine.last - i);
   }
   meet();
-  multiply(args.out_proj, mine, {stage.inner, nullptr, nullptr, D, 0, 1}, stage.input, D, true);
+  multiply(args.out_proj, mine, prepare(args.out_proj, stage.inner, D, 1, own), stage.input, D, true);
   meet();
-  multiply(args.rows, part_of(args.rows.rows, thread, threads), {stage.input, nullptr, nullptr, D, 0, 1},
+  multiply(args.rows, part_of(args.rows.rows, thread, threads), prepare(args.rows, stage.input, D, 1, own),
            stage.logits, args.rows.rows, false);
 }
 

@@ -20,6 +20,7 @@ def teach_answers(model: PreTrainedModel, taught: list[tuple[torch.Tensor, torch
             states = model.emamba.base_model(torch.cat([source, answer], 1)).last_hidden_state  # (1, S + T, D)
         follows = torch.cat([answer[0, 1:], torch.tensor([-1])])
         lessons.append((states[0, -answer.shape[1] :].float(), follows, follows))
-    learned = Lessons.build(*(torch.cat(parts) for parts in zip(*lessons, strict=True)), heads=3)
+    hidden, read, said = (torch.cat(parts) for parts in zip(*lessons, strict=True))
+    learned = Lessons.build((hidden, read, said), heads=3)
     heads = model.look_ahead_heads.float()
     fit(heads, model.emamba.get_input_embeddings(), learned, epochs=epochs, batch=64, rate=1e-2)

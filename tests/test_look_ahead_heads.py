@@ -17,6 +17,7 @@ from tiny_training import tiny_rows, tiny_tokenizer
 
 from mambaformer import MambaFormerForConditionalGeneration
 from mambaformer.modeling_mambaformer import draft_weights, look_ahead
+from mambaformer.modeling_mambaformer.draft_weights import Drafter
 from mambaformer.modeling_mambaformer.look_ahead_heads import add_heads
 from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from mambaformer.trainer import look_ahead_heads
@@ -60,6 +61,7 @@ def drafted(model, hidden: torch.Tensor, token: int, most: int, likely: float) -
 def test_compiled_proposals_are_those_of_the_modules(model, kind):
     """As many as all of them together are likely enough."""
     heads = model.look_ahead_heads
+    heads.drafter = Drafter("float32")
     for layer in (heads.in_proj, heads.out_proj, heads.rows):
         torch.nn.init.normal_(layer.weight, std=0.4)
     if kind == "bfloat16":
@@ -86,6 +88,21 @@ def test_compiled_proposals_are_those_of_the_modules(model, kind):
             lengths.add(expected)
         assert drafted(model, hidden, token, 0, 0.0) == drafted(model, hidden, VOCAB, 3, 0.0) == []
     assert len(lengths) > 1
+
+
+@compiled
+def test_rounded_heads_propose_much_the_same(model):
+    heads, same = model.look_ahead_heads, 0
+    for layer in (heads.in_proj, heads.out_proj, heads.rows):
+        torch.nn.init.normal_(layer.weight, std=0.4)
+    with torch.no_grad():
+        for seed in range(30):
+            torch.manual_seed(seed)
+            hidden, found = torch.randn(model.config.emamba.hidden_size), []
+            for heads.drafter in (Drafter("float32"), Drafter()):
+                found.append(drafted(model, hidden, seed % VOCAB, 1, 0.0))
+            same += found[0] == found[1]
+    assert same > 24
 
 
 @compiled

@@ -4,8 +4,8 @@ Train heads that propose tokens for look-ahead decoding, on a trained model, of 
 
     python -m mambaformer.trainer.look_ahead_heads my-model --dataset dental_qa
 
-The data set has questions, contexts and answers. EMamba reads all once; the heads learn what it would say after a token
-that follows, and after that one. A tenth of the rows is held out to tell how often they are right.
+The data set has questions, contexts and answers. EMamba reads all once; the heads learn what it would say after a
+token that follows, and after that one. A tenth of the rows is held out to tell how often they are right.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Lessons:
     What heads learn from, with N places in answers.
 
     Attributes:
-        hidden: `(N, D)`, EMamba's. read: `(N, H)` long, the tokens that follow. labels: `(N, H)` long, what EMamba says
-            after each of these, -1 past the end of the answer.
+        hidden: `(N, D)`, EMamba's. read: `(N, H)` long, the tokens that follow.
+        labels: `(N, H)` long, what EMamba says after each of these, -1 past the end of the answer.
     """
 
     hidden: Tensor
@@ -87,8 +87,9 @@ class Lessons:
     labels: Tensor
 
     @classmethod
-    def build(cls, hidden: Tensor, read: Tensor, said: Tensor, heads: int) -> Lessons:
+    def build(cls, found: tuple[Tensor, Tensor, Tensor], heads: int) -> Lessons:
         """Of what `read_answers` returns, where anything follows."""
+        hidden, read, said = found
         follows = torch.stack([read, *later(read, heads - 1).unbind(1)], 1) if heads > 1 else read[:, None]
         labels = later(said, heads)
         some = (labels >= 0).any(1)
@@ -132,7 +133,7 @@ def train_heads(
     longest: int = 256,
     epochs: int = 5,
     batch: int = 1024,
-    rate: float = 2e-3,
+    rate: float = 6e-3,
 ) -> list[float]:
     """
     Give `model` heads trained on `rows`; returns how often each step is right on held-out rows.
@@ -152,7 +153,7 @@ def train_heads(
     kept = [row for at, row in enumerate(rows) if at % HELD_OUT]
     start, embeddings = model.config.decoder_start_token_id, model.emamba.get_input_embeddings()
     found = [read_answers(model.emamba, tokenizer, some, start, 16) for some in (kept, rows[::HELD_OUT])]
-    learned, held_out = (Lessons.build(*parts, heads) for parts in found)
+    learned, held_out = (Lessons.build(parts, heads) for parts in found)
     counts = learned.labels[learned.labels >= 0].bincount(minlength=model.config.vocab_size)
     trained = add_heads(model, heads, counts, candidates).float()
     fit(trained, embeddings, learned, epochs, batch, rate)
