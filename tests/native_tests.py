@@ -10,9 +10,10 @@ from pathlib import Path
 TESTS = ["test_native_edges.py", "test_causal_conv.py", "test_selective_scan.py", "test_emamba_decoder.py"]
 TESTS += ["test_quantized_checkpoint.py", "test_native_linear.py"]
 TESTS += ["test_look_ahead.py", "test_emamba_prefill.py", "test_et5_pass.py", "test_et5_encoder.py"]
-TESTS += ["test_router_step.py", "test_greedy_decoding.py"]
+TESTS += ["test_router_step.py", "test_greedy_decoding.py", "test_look_ahead_heads.py"]
 WITHIN = (
-    "(test_look_ahead and (its_steps or no_place)) or "
+    "(test_look_ahead and (its_steps or no_place or latest_of)) or "
+    "(test_look_ahead_heads and (proposals_are or stay_the_same or rounded_heads)) or "
     "(test_greedy_decoding and (as_long or rows_end)) or "
     "(test_native_linear and not steps_aside) or test_native_edges or test_causal_conv "
     "or (native and (left_out or two_halves or layout or extreme or 31-3-7)) "
