@@ -5,8 +5,8 @@ A small network that proposes tokens from EMamba's last hidden state and what wa
 It is one recurrent step, taken once for each token to propose, each time with the token before, as Hydra (arXiv
 2402.05109) and EAGLE (arXiv 2401.15077) have it. Look-ahead decoding verifies what it proposes, so that it decides how
 fast an answer comes and never what it says. It proposes only tokens that answers use often (as FR-Spec, arXiv
-2502.14856, does), whose rows it has for itself: the vocabulary's own head would cost as much as a part of the step that
-it is to save.
+2502.14856, does), whose rows it has for itself: the vocabulary's own head would cost as much as a part of the step
+that it is to save.
 """
 
 from __future__ import annotations

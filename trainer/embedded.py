@@ -5,8 +5,8 @@ Make the embedded default again, from text to the folder that the package ships.
     python -m mambaformer.trainer.embedded [--out mambaformer/embedded] [--plain]
 
 Tokenizer and token store first; then both experts side by side, one core each, in two parts, the second with noise in
-the questions; then the router's questions, adapters, router and thresholds (`run.py`). Everything lies under `runs/`,
-and a command given again goes on where it was stopped. Pretraining ends by the clock: on another machine the same
+the questions; then the router's questions, adapters, router and thresholds (`run.py`); then the look-ahead heads, on the
+training answers of DentalQA. Everything lies under `runs/`, and a command given again goes on where it was stopped. Pretraining ends by the clock: on another machine the same
 command sees more or fewer tokens. With `--plain` it makes, on two cores for as long, the plain T5 that the evaluation
 sets beside them, in `runs/embedded_plain_t5_noise/et5`, and nothing else.
 """
@@ -91,6 +91,7 @@ def main() -> None:
         command("router_questions", str(ROUTER_QUESTIONS))
     command("run", str(CONFIGS / "dental_embedded.yaml"), "--resume", "true")
     shutil.copytree("runs/dental_embedded/model", arguments.out, dirs_exist_ok=True)
+    command("look_ahead_heads", str(arguments.out), "--dataset", "dental_qa", "--save_dtype", "bfloat16")
     print(f"saved: {arguments.out}")
 
 
