@@ -7,9 +7,9 @@ Make the embedded default again, from text to the folder that the package ships.
 Tokenizer and token store first; then both experts side by side, one core each, in two parts, the second with noise in
 the questions; then the router's questions, adapters, router and thresholds (`run.py`); then the look-ahead heads, on
 the training answers of DentalQA. Everything lies under `runs/`, and a command given again goes on where it was
-stopped. Pretraining ends by the clock: on another machine the same command sees more or fewer tokens. With `--plain` it makes,
-on two cores for as long, the plain T5 that the evaluation sets beside them, in `runs/embedded_plain_t5_noise/et5`, and
-nothing else.
+stopped. Pretraining ends by the clock: on another machine the same command sees more or fewer tokens. With `--plain`
+it makes, on two cores for as long, the plain T5 that the evaluation sets beside them, in
+`runs/embedded_plain_t5_noise/et5`, and nothing else.
 """
 
 from __future__ import annotations
