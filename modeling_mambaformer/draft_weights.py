@@ -6,11 +6,10 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from .module_snapshot import Snapshot, is_plain_call
-from .packed_weights import STORED, Matrix, PackedWeights, Packing, StepArgs
+from .packed_weights import STORED, Matrix, PackedWeights, Packing, PackingKeeper, StepArgs
 
 if TYPE_CHECKING:
     from .look_ahead_heads import LookAheadHeads
@@ -50,30 +49,23 @@ class PackedHeads(Packing):
         self.checked = self.sample()
 
 
-class Drafter:
+class Drafter(PackingKeeper[PackedHeads]):
     """
-    Keeps heads packed as long as nothing about them changes. A copy of it starts with nothing packed.
+    Keeps heads packed for compiled code.
 
     Args:
         weight_format (`str`): as of `PackedHeads`. What is proposed has to come fast, and need not be exact.
     """
 
     def __init__(self, weight_format: str = "int8"):
-        self.weight_format = weight_format
-        self._ready: tuple[Snapshot, PackedHeads | None] | None = None
-
-    def __getstate__(self) -> dict:
-        return {"weight_format": self.weight_format, "_ready": None}  # addresses mean nothing elsewhere
+        super().__init__(weight_format)
 
     def prepare(self, heads: LookAheadHeads, emamba: PackedWeights) -> PackedHeads | None:
         """The packed heads, to be asked for before each sequence; `None` where compiled code may not stand in."""
         if not is_plain_call(heads):
             return None
-        if self._ready is not None:
-            snapshot, packed = self._ready
-            known = packed is not None and packed.emamba is emamba and snapshot.holds(heads)
-            if known and torch.equal(packed.checked, packed.sample()):
-                return packed
+        if self._unchanged(heads) and self._ready[1] is not None and self._ready[1].emamba is emamba:
+            return self._ready[1]
         snapshot = Snapshot(heads)
         plain = not snapshot.hooked() and heads.tokens.is_cpu and all(map(is_plain_layer, heads.children()))
         packed = PackedHeads(heads, emamba, self.weight_format) if plain else None

@@ -17,7 +17,15 @@ from transformers.models.mamba.modeling_mamba import MambaBlock, MambaModel, Mam
 
 from .mamba_mixer import SelectiveScanMixer
 from .module_snapshot import Snapshot, is_plain_call, report
-from .packed_weights import DECODE_LIBRARY, STORED, WEIGHT_FORMATS, WIDEST_INT8, PackedWeights, RunArgs
+from .packed_weights import (
+    DECODE_LIBRARY,
+    STORED,
+    WEIGHT_FORMATS,
+    WIDEST_INT8,
+    PackedWeights,
+    PackingKeeper,
+    RunArgs,
+)
 from .quantized_modules import ROUNDED, RoundedEmbedding, RoundedLinear
 from .selective_scan import scan_backend
 from .state_log import StateLog
@@ -56,7 +64,7 @@ def obstacle(emamba: nn.Module, snapshot: Snapshot, weight_format: str) -> str |
     return None
 
 
-class EMambaDecoder:
+class EMambaDecoder(PackingKeeper[PackedWeights]):
     """
     Runs single tokens of EMamba through the compiled step.
 
@@ -74,11 +82,7 @@ class EMambaDecoder:
     def __init__(self, weight_format: str = DEFAULT_DECODE):
         if weight_format not in (OFF, *WEIGHT_FORMATS):
             raise ValueError(f"weight_format is {weight_format!r}: choose one of {[OFF, *WEIGHT_FORMATS]}.")
-        self.weight_format = weight_format
-        self._ready: tuple[Snapshot, PackedWeights | None] | None = None
-
-    def __getstate__(self) -> dict:
-        return {"weight_format": self.weight_format, "_ready": None}  # addresses mean nothing elsewhere
+        super().__init__(weight_format)
 
     def prepare(self, emamba: nn.Module) -> PackedWeights | None:
         """
@@ -89,10 +93,8 @@ class EMambaDecoder:
         """
         if self.weight_format == OFF:
             return None
-        if self._ready is not None:
-            snapshot, packed = self._ready
-            if packed is not None and snapshot.holds(emamba) and torch.equal(packed.checked, packed.sample()):
-                return packed
+        if self._unchanged(emamba) and self._ready[1] is not None:
+            return self._ready[1]
         snapshot, packed = Snapshot(emamba), None
         reason = obstacle(emamba, snapshot, self.weight_format)
         if reason is None:

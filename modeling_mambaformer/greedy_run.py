@@ -32,7 +32,7 @@ class AheadArgs(ctypes.Structure):
     _fields_ += [("threads", ctypes.POINTER(ctypes.c_int64)), ("draft", ctypes.POINTER(DraftArgs))]
     _fields_ += [("rules", LookupRules)]
     _fields_ += [(name, ctypes.c_int64) for name in ("said_count", "width", "longest_answer")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("held", "at", "log", "begun")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("held", "at", "log")]
     _fields_ += [(name, ctypes.c_int64) for name in COUNTS]
 
 
@@ -102,7 +102,6 @@ class GreedyRun:
             said_count=wanted.said,
             width=wanted.width,
             longest_answer=wanted.limit,
-            held=1,
             log=-1,
             **{name: getattr(wanted.counts, name) for name in COUNTS},
         )

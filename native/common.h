@@ -91,6 +91,14 @@ struct Buffer {
 #endif
 }
 
+// The nearest bfloat16, ties to even.
+[[maybe_unused]] uint16_t nearest_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t quiet = (bits >> 16) | 0x40u;
+  return static_cast<uint16_t>(x == x ? (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16 : quiet);
+}
+
 // Threads of the running team.
 [[maybe_unused]] int team_size() {
 #ifdef _OPENMP

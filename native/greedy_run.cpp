@@ -26,9 +26,9 @@ struct AheadArgs {
   const DraftArgs* draft;       // proposes where the text does not; or null
   LookupRules rules;
   int64_t said_count, width, longest_answer;
-  // The last step, if one was made: how many tokens it read, which of them was taken last, and in which log their states
-  // are, below 0 for none yet.
-  int64_t held, at, log, begun;
+  // The last step: how many tokens it read, none if there was no step yet; which of them was taken last; and in which
+  // log their states are, below 0 for none yet.
+  int64_t held, at, log;
   int64_t passes, proposed, accepted;  // done so far: steps with a proposal, tokens of these, tokens accepted
 };
 
@@ -58,15 +58,6 @@ bool is_end(const GreedyArgs& args, int64_t token) {
   return false;
 }
 
-// To the nearest bfloat16, ties to even.
-float rounded(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  if (x == x) bits = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
 }  // namespace
 
 extern "C" {
@@ -84,8 +75,10 @@ int run_step(const GreedyArgs& args) {
   const StepArgs& step = args.run->step;
   if (const int error = mambaformer_decode_run(args.run)) return error;
   if (args.round_hidden)
-    for (int64_t i = 0; i < step.batch * args.run->length * step.hidden; ++i)
-      step.hidden_out[i] = rounded(step.hidden_out[i]);
+    for (int64_t i = 0; i < step.batch * args.run->length * step.hidden; ++i) {
+      const uint32_t bits = static_cast<uint32_t>(nearest_bfloat16(step.hidden_out[i])) << 16;
+      std::memcpy(step.hidden_out + i, &bits, sizeof bits);
+    }
   return 0;
 }
 
@@ -94,7 +87,7 @@ int64_t propose(const GreedyArgs& args, const AheadArgs& ahead, int64_t length, 
   const int64_t left = ahead.longest_answer - length - 1, room = left < ahead.width ? left : ahead.width;
   if (room <= 0) return 0;
   int64_t count = continuation({ahead.said, args.answers, ahead.said_count, length}, ahead.rules, room, to);
-  if (count == 0 && ahead.draft && ahead.begun) {
+  if (count == 0 && ahead.draft && ahead.held) {
     const StepArgs& step = args.run->step;
     count = mambaformer_draft(ahead.draft, step.hidden_out + ahead.at * step.hidden, args.answers[length - 1], room, to);
   }
@@ -124,7 +117,7 @@ int read_ahead(const GreedyArgs& args, AheadArgs& ahead, int64_t length) {
   run.state_log = proposed ? ahead.state_logs[next] : run.step.states;
   if (const int error = run_step(args)) return error;
   run.step.windows = run.window_log, run.step.states = run.state_log;
-  ahead.held = run.length, ahead.at = 0, ahead.log = next, ahead.begun = 1;
+  ahead.held = run.length, ahead.at = 0, ahead.log = next;
   ahead.passes += proposed > 0;
   ahead.proposed += proposed;
   return 0;
@@ -141,7 +134,8 @@ int64_t mambaformer_continuation(const int64_t* text, int64_t count, const Looku
 }
 
 // Reads the last token of each answer and puts the likeliest after it, until ET5 is asked, an answer ends, or `most`
-// positions have been read. The tokens that follow the last position are the caller's to choose. Returns 0, or an error of the two steps, with `read` positions read before.
+// positions have been read. The tokens that follow the last position are the caller's to choose. Returns 0, or an error
+// of the two steps, with `read` positions read before.
 int mambaformer_greedy_run(GreedyArgs* pointer) {
   GreedyArgs& args = *pointer;
   const StepArgs& step = args.run->step;

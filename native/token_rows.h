@@ -24,13 +24,7 @@ ISA_INLINE void rms_norm(const float* x, const float* weight, int64_t count, int
 ISA_INLINE float as_float(float x) { return x; }
 ISA_INLINE float as_float(int8_t x) { return x; }
 ISA_INLINE void from_float(float x, float* to) { *to = x; }
-ISA_INLINE void from_float(float x, uint16_t* to) {  // to the nearest bfloat16, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  const uint32_t quiet = (bits >> 16) | 0x40u;
-  *to = static_cast<uint16_t>(x == x ? (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16 : quiet);
-}
-
+ISA_INLINE void from_float(float x, uint16_t* to) { *to = nearest_bfloat16(x); }
 
 // to = the part of a token's embedding, whose format the model tells.
 template <class T, class Model>

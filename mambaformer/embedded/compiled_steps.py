@@ -87,11 +87,11 @@ class CompiledSteps:
         read, asked = self.greedy.run(answers, length, thresholds, self.record, self.count)
         self.count += read
         self.cache.decoder_ids = seen = answers[:, : length + read - 1]
-        return self._ask(seen, self.greedy.at) if asked else self.record.top[self.count - 1, :, 0], read
+        return self._ask(seen) if asked else self.record.top[self.count - 1, :, 0], read
 
-    def _ask(self, seen: Tensor, at: int) -> Tensor:
-        """The likeliest tokens `(B,)` where ET5 is asked after the last token of `seen`, the step's token `at`."""
-        position = self.count - 1
+    def _ask(self, seen: Tensor) -> Tensor:
+        """The likeliest tokens `(B,)` where ET5 is asked after the last token of `seen`."""
+        position, at = self.count - 1, self.greedy.at
         (margin, _), (expert, gap) = self.record.levels[position], self.record.choices[position]
         asked = expert == ET5  # (B, 1)
         choice = Choice(expert, gap, margin, asked, self.step.logits[:, at : at + 1], self.router.state)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from itertools import chain
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
 
 from .module_snapshot import Snapshot, is_plain_call, report
-from .packed_weights import BFLOAT16, DECODE_LIBRARY, FLOAT32, WIDEST_INT8, Matrix, Packing
+from .packed_weights import BFLOAT16, DECODE_LIBRARY, FLOAT32, WIDEST_INT8, Matrix, Packing, PackingKeeper
 from .quantized_modules import ROUNDED, RoundedEmbedding, RoundedLinear
 from .relative_bias import DistanceBiasMT5Attention, DistanceBiasT5Attention
 
@@ -170,7 +170,7 @@ def obstacle(et5: nn.Module, snapshot: Snapshot, weight_format: str) -> str | No
 Packed = TypeVar("Packed", bound=PackedStack)
 
 
-class CompiledStack(Generic[Packed]):
+class CompiledStack(PackingKeeper[Packed]):
     """
     Packs a part of ET5 for the compiled pass: when first needed, and again when PyTorch tells that its weights or
     modules have changed. A copy starts without packed weights.
@@ -187,11 +187,7 @@ class CompiledStack(Generic[Packed]):
     def __init__(self, weight_format: str = "float32"):
         if weight_format not in (OFF, *ET5_FORMATS):
             raise ValueError(f"weight_format is {weight_format!r}: choose one of {[OFF, *ET5_FORMATS]}.")
-        self.weight_format = weight_format
-        self._ready: tuple[Snapshot, Packed | None] | None = None
-
-    def __getstate__(self) -> dict:
-        return {"weight_format": self.weight_format, "_ready": None}  # addresses mean nothing elsewhere
+        super().__init__(weight_format)
 
     @staticmethod
     def modules(et5: nn.Module) -> tuple[nn.Module, ...]:
@@ -213,10 +209,8 @@ class CompiledStack(Generic[Packed]):
         if self.weight_format == OFF or not is_plain_call(et5):
             return None
         modules = self.modules(et5)
-        if self._ready is not None and self._ready[0].holds(*modules):
-            packed = self._ready[1]
-            if packed is None or not check or torch.equal(packed.checked, packed.sample()):
-                return packed
+        if self._unchanged(*modules, check=check):
+            return self._ready[1]
         snapshot, packed = Snapshot(*modules), None
         reason = obstacle(et5, snapshot, self.weight_format)
         if reason is None:

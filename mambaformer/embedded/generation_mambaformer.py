@@ -48,9 +48,9 @@ class MambaFormerGenerationMixin:
             expert_budget (`float`, *optional*): largest share of new tokens that ET5 may write, default
                 `config.expert_budget`. At most `floor(expert_budget * max_new_tokens)` tokens go to ET5, whatever the
                 router says; within this, the calibrated threshold decides.
-            look_ahead (`int`, *optional*): most tokens to propose at a time from what source and answer said before,
-                for EMamba to read in one pass with the next one. Tokens and choices stay those of plain decoding.
-                Default 0, none; of use where answers repeat their source. For one row at a time, see `LookAhead`.
+            look_ahead (`int`, *optional*): most tokens to propose at a time, from what source and answer said
+                before or by the model's heads, for EMamba to read in one pass with the next one. Tokens and choices
+                stay those of plain decoding. Default 0, none. For one row at a time, see `LookAhead`.
 
         Returns:
             as `GenerationMixin.generate`; with `return_dict_in_generate=True` the result has a `route_trace`, and with

@@ -11,10 +11,12 @@ format. In every format, norms, convolution, the projection of step sizes, A and
 from __future__ import annotations
 
 import ctypes
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .module_snapshot import Snapshot
 from .native_library import found_libraries
 from .rounded_weight import RoundedWeight
 from .weight_arena import Arena
@@ -106,7 +108,12 @@ class Packing:
 
     Args:
         weight_format (`str`): one of `WEIGHT_FORMATS`, for matrices that the model holds in float32 or bfloat16.
+
+    Attributes:
+        checked: a `sample` of the values that were packed.
     """
+
+    checked: Tensor
 
     def __init__(self, weight_format: str):
         self.weight_format = weight_format
@@ -205,6 +212,37 @@ class Packing:
         self.sources.append(parameter)
         self.copies.append(self.arena.take(tensor.detach()))
         return self.copies[-1].data_ptr()
+
+
+Packed = TypeVar("Packed", bound=Packing)
+
+
+class PackingKeeper(Generic[Packed]):
+    """
+    Keeps a packing as long as nothing that it was made from has changed. A copy starts with nothing packed.
+
+    Args:
+        weight_format (`str`): of the packing.
+    """
+
+    def __init__(self, weight_format: str):
+        self.weight_format = weight_format
+        self._ready: tuple[Snapshot, Packed | None] | None = None
+
+    def __getstate__(self) -> dict:
+        return {"weight_format": self.weight_format, "_ready": None}  # addresses mean nothing elsewhere
+
+    def _unchanged(self, *roots: nn.Module, check: bool = True) -> bool:
+        """
+        Whether `_ready` still holds for `roots`, be it a packing or that there is none.
+
+        Args:
+            check: also compare a sample of the values, for changes that PyTorch does not count.
+        """
+        if self._ready is None or not self._ready[0].holds(*roots):
+            return False
+        packed = self._ready[1]
+        return packed is None or not check or torch.equal(packed.checked, packed.sample())
 
 
 def row_sums(whole: Tensor) -> Tensor:
