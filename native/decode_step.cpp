@@ -19,6 +19,7 @@
 // meet four times a layer. A row's result depends neither on the number of threads nor on the other rows.
 
 #include <cmath>
+#include <type_traits>
 
 #include "mamba_model.h"
 #include "token_blocks.h"

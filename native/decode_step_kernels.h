@@ -13,6 +13,24 @@ ISA_INLINE const T* before(const T* states, const T* log, int64_t b, int64_t len
   return b % length ? log + (b - 1) * size : states + b / length * size;
 }
 
+#if ISA_WIDTH == 8
+// The convolution of eight channels with kernels of four; their values enter the windows.
+ISA_INLINE Vec convolve_eight(const float* x, const float* weight, const float* old, float* window) {
+  const __m256 values = (__m256)load(x);
+  __m256 products[4];  // two channels each
+  for (int i = 0; i < 4; ++i) {
+    const __m256i places = _mm256_setr_epi32(0, 0, 0, 2 * i, 0, 0, 0, 2 * i + 1);
+    const __m256 moved = _mm256_permute_ps((__m256)load(old + i * W), 0x39);  // every window by one place
+    const __m256 next = _mm256_blend_ps(moved, _mm256_permutevar8x32_ps(values, places), 0x88);
+    store(window + i * W, (Vec)next);
+    products[i] = _mm256_mul_ps(next, (__m256)load(weight + i * W));
+  }
+  const __m256 low = _mm256_hadd_ps(products[0], products[1]), high = _mm256_hadd_ps(products[2], products[3]);
+  const __m256 sums = _mm256_hadd_ps(low, high);  // channels 0, 2, 4, 6, 1, 3, 5, 7
+  return (Vec)_mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+#endif
+
 // x enters the window and becomes the activated convolution, in place. The kernel has KNOWN weights, or if 0 any number.
 template <class T, int KNOWN>
 ISA_INLINE void convolve_windows(const RunArgs& run, const Layer& layer, const void* windows, void* log,
@@ -23,19 +41,25 @@ ISA_INLINE void convolve_windows(const RunArgs& run, const Layer& layer, const v
   T* to = static_cast<T*>(log) + run.log_begin * size;
   for (int64_t b = 0; b < args.batch; ++b) {
     float* x = xz + b * 2 * args.dim;
-    T* window = to + b * size + own.first * K;
-    const T* old = before(from, to, b, run.length, size) + own.first * K;
-    for (int64_t c = own.first; c < own.last; ++c, window += K, old += K) {
-      const float* weight = layer.conv_weight + c * K;
-      float sum = layer.conv_bias ? layer.conv_bias[c] : 0.0f;
-      for (int64_t k = 0; k + 1 < K; ++k) window[k] = old[k + 1];  // they may be the same memory
-      from_float(x[c], window + K - 1);
-      for (int64_t k = 0; k < K; ++k) sum += as_float(window[k]) * weight[k];
+    T* window = to + b * size;
+    const T* old = before(from, to, b, run.length, size);
+    int64_t first = own.first;
+#if ISA_WIDTH == 8
+    if constexpr (KNOWN == 4 && std::is_same_v<T, float>)
+      for (; first + W <= own.last; first += W)
+        store(x + first, convolve_eight(x + first, layer.conv_weight + first * K, old + first * K, window + first * K));
+#endif
+    for (int64_t c = first; c < own.last; ++c) {
+      float sum = 0.0f;
+      for (int64_t k = 0; k + 1 < K; ++k) window[c * K + k] = old[c * K + k + 1];  // they may be the same memory
+      from_float(x[c], window + c * K + K - 1);
+      for (int64_t k = 0; k < K; ++k) sum += as_float(window[c * K + k]) * layer.conv_weight[c * K + k];
       x[c] = sum;
     }
     for (int64_t c = own.first; c < own.last; c += W) {
-      const Vec v = load_part(x + c, own.last - c);
-      store_part(x + c, v * sigmoid(v), own.last - c);
+      const int64_t lanes = own.last - c;
+      const Vec v = load_part(x + c, lanes) + (layer.conv_bias ? load_part(layer.conv_bias + c, lanes) : Vec{});
+      store_part(x + c, v * sigmoid(v), lanes);
     }
   }
 }
@@ -49,64 +73,71 @@ ISA_INLINE void convolve(const RunArgs& run, const Layer& layer, const void* win
     convolve_windows<T, 0>(run, layer, windows, log, own, xz);
 }
 
-// h = exp(d A) h + d u B of ROWS channels or fewer; `sums` receives C h of each. B and C are (state), and N of their
-// vectors make a state; N = 0: as many as it takes. Lanes are states here.
+// h = exp(d A) h + d u B and y = C h + D u of a token's channels. A state, (state) a channel as its rates A2 and as B and
+// C are, is N vectors. Lanes are states here.
 template <int N>
-ISA_INLINE void step_channels(int64_t state, int64_t channels, const float* delta, const float* u, const float* A2,
-                              const float* B, const float* C, const float* old, float* h, float (&sums)[ROWS]) {
-  Vec sum[ROWS] = {}, b[N ? N : 1], c[N ? N : 1];
+ISA_INLINE void scan_channels(int64_t channels, const float* delta, const float* u, const float* A2, const float* D,
+                              const float* B, const float* C, const float* old, float* h, float* y) {
+  Vec b[N], c[N];
   for (int i = 0; i < N; ++i) b[i] = load(B + i * W), c[i] = load(C + i * W);
-  for (int64_t k = 0; k < channels; ++k, A2 += state, old += state, h += state) {
-    const float d = delta[k], x = d * u[k];
-    if constexpr (N > 0) {
-      for (int i = 0; i < N; ++i) {
-        const Vec next = exp2<>(d * load(A2 + i * W)) * load(old + i * W) + x * b[i];
-        store(h + i * W, next);
+  for (int64_t first = 0; first + ROWS <= channels; first += ROWS) {
+    Vec sum[ROWS] = {};
+    for (int k = 0; k < ROWS; ++k) {
+      const float d = delta[first + k], x = d * u[first + k];
+      for (int i = 0; i < N; ++i, A2 += W, old += W, h += W) {
+        const Vec next = exp2_below(d * load(A2)) * load(old) + x * b[i];
+        store(h, next);
         sum[k] += next * c[i];
       }
-    } else {
-      for (int64_t n = 0; n < state; n += W) {
-        const int64_t lanes = state - n;
-        const Vec decay = exp2<>(d * load_part(A2 + n, lanes));
-        const Vec next = decay * load_part(old + n, lanes) + x * load_part(B + n, lanes);
-        store_part(h + n, next, lanes);
-        sum[k] += next * load_part(C + n, lanes);
-      }
     }
+    float sums[ROWS];
+    lane_sums(sum, sums);
+    for (int k = 0; k < ROWS; ++k) y[first + k] = sums[k] + D[first + k] * u[first + k];
   }
-  lane_sums(sum, sums);
 }
 
-// One step of the recurrence for this thread's channels. y = (C h + D u) silu(z).
+// The same for any number of channels and states.
+ISA_INLINE void scan_any_channels(int64_t state, int64_t channels, const float* delta, const float* u, const float* A2,
+                                  const float* D, const float* B, const float* C, const float* old, float* h,
+                                  float* y) {
+  for (int64_t k = 0; k < channels; ++k, A2 += state, old += state, h += state) {
+    const float d = delta[k], x = d * u[k];
+    Vec sum = {};
+    for (int64_t n = 0; n < state; n += W) {
+      const int64_t lanes = state - n;
+      const Vec decay = exp2_below(d * load_part(A2 + n, lanes));
+      const Vec next = decay * load_part(old + n, lanes) + x * load_part(B + n, lanes);
+      store_part(h + n, next, lanes);
+      sum += next * load_part(C + n, lanes);
+    }
+    y[k] = lane_sum(sum) + D[k] * u[k];
+  }
+}
+
+// One step of the recurrence for this thread's channels, gated: y = (C h + D u) silu(z).
 ISA_INLINE void scan_step(const RunArgs& run, const Layer& layer, const float* states, float* log, const Range& own,
                           const Shared& shared) {
   constexpr int64_t USUAL = 16;  // states, as in all published models
   const StepArgs& args = run.step;
-  const int64_t N = args.state, projections = args.rank + 2 * N, size = args.dim * N;
+  const int64_t N = args.state, dim = args.dim, projections = args.rank + 2 * N, size = dim * N;
+  const int64_t channels = own.last - own.first, whole = N == USUAL ? channels / ROWS * ROWS : 0;
   states += run.begin * size, log += run.log_begin * size;
   for (int64_t b = 0; b < args.batch; ++b) {
     const float* B = shared.projected + b * projections + args.rank;
-    const float* u = shared.xz + b * 2 * args.dim;
-    const float* z = u + args.dim;
-    float* delta = shared.delta + b * args.dim;
-    float* y = shared.y + b * args.dim;
-    const float* old = before<float>(states, log, b, run.length, size);
-    for (int64_t c = own.first; c < own.last; c += W)
-      store_part(delta + c, softplus(load_part(delta + c, own.last - c)), own.last - c);
-    for (int64_t c = own.first; c < own.last; c += ROWS) {
-      const int64_t channels = own.last - c < ROWS ? own.last - c : ROWS;
-      const float* A2 = layer.A2 + c * N;
-      float* h = log + b * size + c * N;
-      float sums[ROWS];
-      if (N == USUAL)
-        step_channels<USUAL / W>(N, channels, delta + c, u + c, A2, B, B + N, old + c * N, h, sums);
-      else
-        step_channels<0>(N, channels, delta + c, u + c, A2, B, B + N, old + c * N, h, sums);
-      for (int64_t k = 0; k < channels; ++k) y[c + k] = sums[k] + layer.D[c + k] * u[c + k];
-    }
-    for (int64_t c = own.first; c < own.last; c += W) {
-      const Vec gate = load_part(z + c, own.last - c);
-      store_part(y + c, load_part(y + c, own.last - c) * gate * sigmoid(gate), own.last - c);
+    const float* u = shared.xz + b * 2 * dim + own.first;
+    const float* z = u + dim;
+    float *delta = shared.delta + b * dim + own.first, *y = shared.y + b * dim + own.first;
+    for (int64_t c = 0; c < channels; c += W)
+      store_part(delta + c, softplus(load_part(delta + c, channels - c)), channels - c);
+    const float *A2 = layer.A2 + own.first * N, *D = layer.D + own.first;
+    const float* old = before<float>(states, log, b, run.length, size) + own.first * N;
+    float* h = log + b * size + own.first * N;
+    if (N == USUAL) scan_channels<USUAL / W>(whole, delta, u, A2, D, B, B + N, old, h, y);
+    scan_any_channels(N, channels - whole, delta + whole, u + whole, A2 + whole * N, D + whole, B, B + N,
+                      old + whole * N, h + whole * N, y + whole);
+    for (int64_t c = 0; c < channels; c += W) {
+      const Vec gate = load_part(z + c, channels - c);
+      store_part(y + c, load_part(y + c, channels - c) * gate * sigmoid(gate), channels - c);
     }
   }
 }

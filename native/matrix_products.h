@@ -10,14 +10,12 @@
 namespace ISA_NAMESPACE {
 
 typedef uint32_t UintVec __attribute__((vector_size(W * 4)));
-typedef uint16_t HalfVec __attribute__((vector_size(W * 2)));
-typedef uint16_t UnalignedHalfVec __attribute__((vector_size(W * 2), aligned(2), may_alias));
+typedef uint32_t UnalignedUintVec __attribute__((vector_size(W * 4), aligned(2), may_alias));
 typedef int8_t ByteVec __attribute__((vector_size(W)));
 typedef int8_t UnalignedByteVec __attribute__((vector_size(W), aligned(1), may_alias));
 
 constexpr int ROWS = 4;          // of the matrix, taken together
-constexpr int VECTORS = 3;       // taken together, float32; as many as the processor's registers hold
-constexpr int BYTE_VECTORS = 2;  // the same, int8
+constexpr int64_t SHORT = 32;    // columns that are few
 constexpr int64_t AHEAD = 256;   // bytes to ask memory for in advance; what lies behind the matrix is not touched by it
 
 }  // namespace ISA_NAMESPACE
@@ -26,23 +24,28 @@ constexpr int64_t AHEAD = 256;   // bytes to ask memory for in advance; what lie
 
 namespace ISA_NAMESPACE {
 
-// A vector of bfloat16, made wide. For AVX2, GCC would widen halves of it one by one.
-ISA_INLINE Vec widen(const uint16_t* p) {
-#if ISA_WIDTH == 8
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
-#else
-  const HalfVec bits = *reinterpret_cast<const UnalignedHalfVec*>(p);
-  return (Vec)(__builtin_convertvector(bits, UintVec) << 16);
-#endif
+// Columns of a row that are taken at once, from one line of memory where vectors have eight lanes.
+template <class T>
+constexpr int64_t BITE = 8 * W / sizeof(T);
+
+// Half of 2 W columns. Of bfloat16, the first half is every other column, which makes it wide in one instruction: the
+// vectors that such a matrix meets are laid out alike, as far as whole bites go.
+ISA_INLINE Vec widen(const float* p, int half) { return load(p + half * W); }
+ISA_INLINE Vec widen(const uint16_t* p, int half) {
+  const UintVec pairs = *reinterpret_cast<const UnalignedUintVec*>(p);
+  return (Vec)(half ? pairs & 0xFFFF0000u : pairs << 16);
 }
-ISA_INLINE Vec widen(const float* p) { return load(p); }
 ISA_INLINE Vec widen_part(const float* p, int64_t lanes) { return load_part(p, lanes); }
 ISA_INLINE Vec widen_part(const uint16_t* p, int64_t lanes) {
-  if (lanes >= W) return widen(p);
-  uint16_t part[W] = {};
-  for (int64_t i = 0; i < lanes; ++i) part[i] = p[i];
-  return widen(part);
+  float part[W] = {};
+  for (int64_t i = 0; i < W && i < lanes; ++i) part[i] = as_float(p[i]);
+  return load(part);
+}
+ISA_INLINE void lay_out_pairs(const float* x, int64_t columns, float* to) {
+  const int64_t whole = columns / BITE<uint16_t> * BITE<uint16_t>;
+  for (int64_t i = 0; i < whole; i += 2 * W)
+    for (int64_t lane = 0; lane < W; ++lane) to[i + lane] = x[i + 2 * lane], to[i + W + lane] = x[i + 2 * lane + 1];
+  for (int64_t i = whole; i < columns; ++i) to[i] = x[i];
 }
 
 // The lane sums of four vectors, each in the same order.
@@ -56,23 +59,37 @@ ISA_INLINE void lane_sums(const Vec (&x)[ROWS], float* to) {
 #endif
 }
 
-// Sums of `rows`, float32 or bfloat16, with N vectors. A line of one row follows that of another.
+// Sums of `rows`, float32 or bfloat16, with N vectors. A line of one row follows that of another. Two vectors' columns are
+// read once for all rows; one leaves time for little but reading the rows, and of three there is no place for them.
 template <int N, class T>
 ISA_INLINE void multiply_tile(const T* weights, int64_t columns, const Apart& rows, const float* x, int64_t x_row,
                               float (&to)[N][ROWS]) {
-  constexpr int64_t SIZE = sizeof(T), BITE = 8 * W / SIZE;
   const T* row[ROWS];
   for (int r = 0; r < ROWS; ++r) row[r] = weights + rows[r] * columns;
   Vec sum[N][ROWS] = {};
   int64_t i = 0;
-  for (; i + BITE <= columns; i += BITE)
-    for (int r = 0; r < ROWS; ++r) {
-      if (SIZE < 4) __builtin_prefetch(row[r] + i + AHEAD / SIZE);  // float32 is foreseen without
-      for (int64_t k = i; k < i + BITE; k += W) {
-        const Vec w = widen(row[r] + k);
-        for (int b = 0; b < N; ++b) sum[b][r] = multiply_add(w, load(x + b * x_row + k), sum[b][r]);
-      }
+  for (; i + BITE<T> <= columns; i += BITE<T>) {
+    if (sizeof(T) < sizeof(float))  // float32 is foreseen without
+      for (int r = 0; r < ROWS; ++r) __builtin_prefetch(row[r] + i + AHEAD / sizeof(T));
+    if constexpr (N != 2) {
+      for (int r = 0; r < ROWS; ++r)
+        for (int64_t k = i; k < i + BITE<T>; k += 2 * W)
+          for (int half = 0; half < 2; ++half) {
+            const Vec w = widen(row[r] + k, half);
+            for (int b = 0; b < N; ++b) sum[b][r] = multiply_add(w, load(x + b * x_row + k + half * W), sum[b][r]);
+          }
+    } else {
+      for (int64_t k = i; k < i + BITE<T>; k += 2 * W)
+        for (int half = 0; half < 2; ++half) {
+          Vec v[N];
+          for (int b = 0; b < N; ++b) v[b] = load(x + b * x_row + k + half * W);
+          for (int r = 0; r < ROWS; ++r) {
+            const Vec w = widen(row[r] + k, half);
+            for (int b = 0; b < N; ++b) sum[b][r] = multiply_add(w, v[b], sum[b][r]);
+          }
+        }
     }
+  }
   for (; i < columns; i += W)
     for (int b = 0; b < N; ++b) {
       const Vec v = load_part(x + b * x_row + i, columns - i);
@@ -196,7 +213,8 @@ ISA_INLINE void round_rows(const Matrix& matrix, const float* x, int64_t x_row, 
     scales[r] = round_to_bytes(x + r * x_row, matrix.columns, filled(matrix.columns), bytes + r * byte_row);
 }
 
-// What a matrix is multiplied with: `batch` vectors, rounded too where the matrix is int8 or INT4.
+// What a matrix is multiplied with: `batch` vectors, rounded too where the matrix is int8 or INT4, and laid out as its
+// columns are where it is bfloat16.
 struct Input {
   const float* x;
   const int8_t* bytes;
@@ -206,42 +224,31 @@ struct Input {
 
 ISA_INLINE Input prepare(const Matrix& matrix, const float* x, int64_t row, int64_t batch, const Own& own) {
   const int64_t columns = filled(matrix.columns);
+  if (matrix.format == BFLOAT16) {
+    for (int64_t b = 0; b < batch; ++b) lay_out_pairs(x + b * row, matrix.columns, own.pairs + b * columns);
+    return {own.pairs, nullptr, nullptr, columns, 0, batch};
+  }
   round_rows(matrix, x, row, {0, batch}, own.bytes, columns, own.scales);
   return {x, own.bytes, own.scales, row, columns, batch};
 }
 
-template <int N>
-ISA_INLINE void store_tile(const Matrix& matrix, int64_t first, const Apart& rows, const float (&sums)[N][ROWS],
-                           float* to, int64_t to_row, bool add) {
-  for (int b = 0; b < N; ++b)
-    for (int64_t r = 0; r < rows.count; ++r) {
-      const int64_t at = first + rows[r];
-      const float value = sums[b][r] + (matrix.bias ? matrix.bias[at] : 0.0f);
-      float* out = to + b * to_row + at;
-      *out = add ? *out + value : value;
-    }
+// One vector's sums of some rows.
+ISA_INLINE void store_tile(const Matrix& matrix, int64_t first, const Apart& rows, const float (&sums)[ROWS], float* to,
+                           bool add) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t at = first + rows[r];
+    const float value = sums[r] + (matrix.bias ? matrix.bias[at] : 0.0f);
+    to[at] = add ? to[at] + value : value;
+  }
 }
 
 template <class T, int N>
-ISA_INLINE void multiply_some(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
-                              float* to, int64_t to_row, bool add) {
+ISA_INLINE void multiply_floats(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
+                                float* to, int64_t to_row, bool add) {
   float sums[N][ROWS];
-  multiply_tile<N>(static_cast<const T*>(matrix.data) + first * matrix.columns, matrix.columns, rows,
-                   in.x + b * in.row, in.row, sums);
-  store_tile<N>(matrix, first, rows, sums, to + b * to_row, to_row, add);
-}
-// All vectors of floats.
-template <class T>
-ISA_INLINE void multiply_vectors(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, float* to,
-                                 int64_t to_row, bool add) {
-  int64_t b = 0;
-  for (; b + VECTORS <= in.batch; b += VECTORS)
-    multiply_some<T, VECTORS>(matrix, first, rows, in, b, to, to_row, add);
-  static_assert(VECTORS == 3, "two or one are left");
-  if (in.batch - b == 2)
-    multiply_some<T, 2>(matrix, first, rows, in, b, to, to_row, add);
-  else if (in.batch - b == 1)
-    multiply_some<T, 1>(matrix, first, rows, in, b, to, to_row, add);
+  multiply_tile(static_cast<const T*>(matrix.data) + first * matrix.columns, matrix.columns, rows, in.x + b * in.row,
+                in.row, sums);
+  for (int v = 0; v < N; ++v) store_tile(matrix, first, rows, sums[v], to + (b + v) * to_row, add);
 }
 template <int N>
 ISA_INLINE void multiply_bytes(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
@@ -254,7 +261,7 @@ ISA_INLINE void multiply_bytes(const Matrix& matrix, int64_t first, const Apart&
   for (int v = 0; v < N; ++v)
     for (int64_t r = 0; r < ROWS; ++r)
       sums[v][r] = static_cast<float>(whole[v][r]) * (scale[rows[r]] * in.scales[b + v]);
-  store_tile<N>(matrix, first, rows, sums, to + b * to_row, to_row, add);
+  for (int v = 0; v < N; ++v) store_tile(matrix, first, rows, sums[v], to + (b + v) * to_row, add);
 }
 template <int N>
 ISA_INLINE void multiply_nibbles(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
@@ -266,31 +273,70 @@ ISA_INLINE void multiply_nibbles(const Matrix& matrix, int64_t first, const Apar
                      in.bytes + b * in.byte_row, in.byte_row, sums);
   for (int v = 0; v < N; ++v)
     for (int64_t r = 0; r < ROWS; ++r) sums[v][r] *= in.scales[b + v];
-  store_tile<N>(matrix, first, rows, sums, to + b * to_row, to_row, add);
+  for (int v = 0; v < N; ++v) store_tile(matrix, first, rows, sums[v], to + (b + v) * to_row, add);
+}
+
+template <int64_t Kind, int N>
+ISA_INLINE void multiply_some(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
+                              float* to, int64_t to_row, bool add) {
+  if constexpr (Kind == INT8)
+    multiply_bytes<N>(matrix, first, rows, in, b, to, to_row, add);
+  else if constexpr (Kind == INT4)
+    multiply_nibbles<N>(matrix, first, rows, in, b, to, to_row, add);
+  else if constexpr (Kind == BFLOAT16)
+    multiply_floats<uint16_t, N>(matrix, first, rows, in, b, to, to_row, add);
+  else
+    multiply_floats<float, N>(matrix, first, rows, in, b, to, to_row, add);
+}
+
+template <int64_t Kind>
+ISA_INLINE void multiply_rows(const Matrix& matrix, const Range& range, const Input& in, float* to, int64_t to_row,
+                              bool add) {
+  const int64_t all = range.last - range.first, step = (all + ROWS - 1) / ROWS;
+  for (int64_t i = 0; i < step; ++i) {
+    static_assert(ROWS == 4, "four rows");
+    const Apart rows = {1 + (i + step < all) + (i + 2 * step < all) + (i + 3 * step < all), step};
+    const int64_t r = range.first + i;
+    int64_t b = 0;
+    if constexpr (Kind == FLOAT32 || Kind == BFLOAT16)
+      if (in.batch > 2 && in.batch % 2) multiply_some<Kind, 3>(matrix, r, rows, in, b, to, to_row, add), b = 3;
+    for (; b + 2 <= in.batch; b += 2) multiply_some<Kind, 2>(matrix, r, rows, in, b, to, to_row, add);
+    if (b < in.batch) multiply_some<Kind, 1>(matrix, r, rows, in, b, to, to_row, add);
+  }
+}
+
+// The same for all rows `range` of a matrix of few columns, a vector after another: there, all but the sums is overhead.
+ISA_INLINE void multiply_short(const Matrix& matrix, const Range& range, const Input& in, float* to, int64_t to_row) {
+  const int64_t columns = matrix.columns;
+  for (int64_t b = 0; b < in.batch; ++b) {
+    const float *x = in.x + b * in.row, *row = static_cast<const float*>(matrix.data) + range.first * columns;
+    float* out = to + b * to_row;
+    int64_t r = range.first;
+    for (; r + ROWS <= range.last; r += ROWS, row += ROWS * columns) {
+      Vec sum[ROWS] = {};
+      float sums[ROWS];
+      for (int64_t k = 0; k < columns; k += W)
+        for (int i = 0; i < ROWS; ++i) sum[i] = multiply_add(load(row + i * columns + k), load(x + k), sum[i]);
+      lane_sums(sum, sums);
+      for (int i = 0; i < ROWS; ++i) out[r + i] = sums[i] + (matrix.bias ? matrix.bias[r + i] : 0.0f);
+    }
+    for (; r < range.last; ++r, row += columns) out[r] = dot(row, x, columns) + (matrix.bias ? matrix.bias[r] : 0.0f);
+  }
 }
 
 // The rows `range` of matrix * x + bias, into or onto `to` (batch, to_row).
 [[maybe_unused]] ISA_TARGET static void multiply(const Matrix& matrix, const Range& range, const Input& in, float* to,
                                                  int64_t to_row, bool add) {
-  const int64_t all = range.last - range.first, step = (all + ROWS - 1) / ROWS;
-  for (int64_t i = 0; i < step; ++i) {
-    const int64_t r = range.first + i;
-    const Apart rows = {(all - i + step - 1) / step, step};
-    int64_t b = 0;
-    if (matrix.format == INT8) {
-      for (; b + BYTE_VECTORS <= in.batch; b += BYTE_VECTORS)
-        multiply_bytes<BYTE_VECTORS>(matrix, r, rows, in, b, to, to_row, add);
-      for (; b < in.batch; ++b) multiply_bytes<1>(matrix, r, rows, in, b, to, to_row, add);
-    } else if (matrix.format == INT4) {
-      for (; b + BYTE_VECTORS <= in.batch; b += BYTE_VECTORS)
-        multiply_nibbles<BYTE_VECTORS>(matrix, r, rows, in, b, to, to_row, add);
-      for (; b < in.batch; ++b) multiply_nibbles<1>(matrix, r, rows, in, b, to, to_row, add);
-    } else if (matrix.format == BFLOAT16) {
-      multiply_vectors<uint16_t>(matrix, r, rows, in, to, to_row, add);
-    } else {
-      multiply_vectors<float>(matrix, r, rows, in, to, to_row, add);
-    }
-  }
+  if (matrix.format == INT8)
+    multiply_rows<INT8>(matrix, range, in, to, to_row, add);
+  else if (matrix.format == INT4)
+    multiply_rows<INT4>(matrix, range, in, to, to_row, add);
+  else if (matrix.format == BFLOAT16)
+    multiply_rows<BFLOAT16>(matrix, range, in, to, to_row, add);
+  else if (matrix.columns <= SHORT && matrix.columns % W == 0 && !add)
+    multiply_short(matrix, range, in, to, to_row);
+  else
+    multiply_rows<FLOAT32>(matrix, range, in, to, to_row, add);
 }
 
 }  // namespace ISA_NAMESPACE

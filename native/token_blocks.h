@@ -51,22 +51,24 @@ constexpr int64_t desk_size(int64_t tokens) {
   return desk;
 }
 
-// What each thread has for itself where few tokens are taken: the input of a product, in float32 and rounded, and a desk
-// if they are MANY.
+// What each thread has for itself where few tokens are taken: the input of a product, in float32, and laid out or rounded
+// as the matrix is, and a desk if they are MANY.
 struct Own {
   float *x, *scales;  // [batch][hidden], [batch]
   int8_t* bytes;      // [batch][filled(widest input)]
+  float* pairs;       // the same of floats, for matrices of bfloat16
   Desk desk;
 };
 constexpr int64_t own_size(int64_t batch, int64_t hidden, int64_t widest) {
-  return whole_lines(batch * hidden) + whole_lines(batch) + whole_lines(batch * filled(widest) / 4) +
+  return whole_lines(batch * hidden) + whole_lines(batch) + whole_lines(batch * filled(widest)) +
          (batch < MANY ? 0 : desk_size(batch));
 }
 [[maybe_unused]] Own take_own(Arena& arena, int64_t batch, int64_t hidden, int64_t widest) {
   Own own;
   own.x = arena.take(batch * hidden);
   own.scales = arena.take(batch);
-  own.bytes = reinterpret_cast<int8_t*>(arena.take(batch * filled(widest) / 4));
+  own.pairs = arena.take(batch * filled(widest));
+  own.bytes = reinterpret_cast<int8_t*>(own.pairs);
   own.desk = batch < MANY ? Desk{} : take_desk(arena, batch);
   return own;
 }

@@ -108,6 +108,7 @@ ISA_INLINE Vec exp2(Vec x) {
   p = p * f + 1.0f;
   return (Vec)((IntVec)p + ((IntVec)shifted << 23));
 }
+ISA_INLINE Vec exp2_below(Vec x) { return exp2<false>(larger(splat(-126.0f), x)); }  // where x is at most 126
 ISA_INLINE Vec exp(Vec x) { return exp2<>(x * 1.442695041f); }
 ISA_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
 
