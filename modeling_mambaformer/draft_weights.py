@@ -14,7 +14,7 @@ from .packed_weights import STORED, Matrix, PackedWeights, Packing, PackingKeepe
 if TYPE_CHECKING:
     from .look_ahead_heads import LookAheadHeads
 
-LIKELY = 0.3  # chance of being right from which on a proposed token is worth its reading
+LIKELY = 0.6  # chance of being right from which on a proposed token is worth its reading
 
 
 class DraftArgs(ctypes.Structure):

@@ -22,18 +22,20 @@ from .rounded_weight import RoundedWeight
 from .weight_arena import Arena
 from .weight_rounding import GROUP, quantize_rows
 
-DECODE_ABI = 10
-FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # of native/decode_step.cpp
+DECODE_ABI = 11
+FLOAT32, BFLOAT16, INT8, INT4, PANELS = range(5)  # of native/matrices.h
 BYTES = 64  # columns of an int8 matrix are filled up to a multiple of this
 LOG2_E = 1.4426950408889634
+PANEL_ROWS = 16  # of a matrix, side by side; a thread takes whole panels of each half of in_proj
 WIDEST_INT8 = 65536  # columns, whose int8 products still add up in 32 bits
+WIDTHS = {FLOAT32: 4, BFLOAT16: 2, PANELS: 2, INT8: 1}  # bytes of a value
 STORED = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 WEIGHT_FORMATS = ("float32", "bfloat16", "int8")
 ROWS_AT_A_TIME = 256
-PRODUCTS_A_THREAD = 2**22
+PRODUCTS_A_THREAD = 2**21
 """
-Multiplications that are worth a thread. The threads of a step meet in every layer: one that has to wait for its
-processor holds up the others, which costs a small model more than the thread saves.
+Multiplications that are worth a thread. The threads of a step meet in every layer, and one that has to wait for its
+processor holds up the others.
 """
 
 
@@ -157,7 +159,11 @@ class Packing:
             (matrix.data, matrix.sums), matrix.format = self._rows(whole, weight), INT8
             matrix.scale = self._copy(weight, scale)
         elif weight.dtype != torch.bfloat16 and (self.weight_format == "bfloat16" or is_bfloat16(weight)):
-            matrix.data, matrix.format = self._copy(weight, weight.detach().to(torch.bfloat16)), BFLOAT16
+            half, fits = weight.detach().to(torch.bfloat16), rows % (2 * PANEL_ROWS) == 0
+            matrix.data, matrix.format = (
+                self._copy(weight, panels(half) if fits else half),
+                PANELS if fits else BFLOAT16,
+            )
         else:
             matrix.data, matrix.format = self._plain(weight).data_ptr(), STORED[weight.dtype]
         return matrix
@@ -253,6 +259,11 @@ def row_sums(whole: Tensor) -> Tensor:
     return sums
 
 
+def panels(matrix: Tensor) -> Tensor:
+    """A `(rows, columns)` matrix as `PANELS`, `(rows / 16, columns, 8, 2)`: rows i and i + 8 side by side."""
+    return matrix.reshape(-1, 2, PANEL_ROWS // 2, matrix.shape[1]).permute(0, 3, 2, 1).contiguous()
+
+
 def is_bfloat16(weight: Tensor) -> bool:
     """Whether bfloat16 holds every value of a float32 tensor exactly."""
     bits = weight.detach().contiguous().view(torch.int32).flatten()
@@ -299,7 +310,7 @@ class PackedWeights(Packing):
         matrices = [m for layer in self.layers for m in (layer.in_proj, layer.x_proj, layer.dt_proj, layer.out_proj)]
         matrices.append(self.args.head)
         groups = sum(m.rows * -(-m.columns // GROUP) * (GROUP // 2 + 2) for m in matrices if m.format == INT4)
-        return groups + sum(m.rows * m.columns * (4, 2, 1)[m.format] for m in matrices if m.format != INT4)
+        return groups + sum(m.rows * m.columns * WIDTHS[m.format] for m in matrices if m.format != INT4)
 
     def _fill(self, layer: Layer, block: nn.Module) -> None:
         mixer = block.mixer

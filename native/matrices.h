@@ -8,7 +8,8 @@
 
 // Mirrored field by field in modeling_mambaformer/packed_weights.py.
 // (rows, columns), row after row. INT8: the float32 scale and the sum of each row. INT4: the bfloat16 scales of each
-// row's groups. `columns` is without the filling.
+// row's groups. `columns` is without the filling. PANELS: bfloat16, (rows / 16, columns, 8, 2), a panel's rows i and i + 8
+// in the two halves of 32 bits.
 struct Matrix {
   const void *data, *scale;
   const float* bias;
@@ -18,12 +19,15 @@ struct Matrix {
 
 namespace {
 
-enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
+enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3, PANELS = 4 };
 
 constexpr int64_t SPAN = 16;  // a thread's first row or channel is a multiple of this
 constexpr int64_t BYTES = 64;  // columns of an int8 matrix are filled up with zeros to a multiple of this
 constexpr int64_t GROUP = 32;  // columns of an INT4 matrix that share a scale; rows are filled up to a multiple of this
 constexpr int64_t GROUP_BYTES = GROUP / 2;
+constexpr int64_t PANEL_ROWS = 16;  // of PANELS; what a thread takes is whole panels
+
+static_assert(SPAN % PANEL_ROWS == 0, "whole panels");
 
 constexpr int64_t filled(int64_t columns) { return (columns + BYTES - 1) / BYTES * BYTES; }
 

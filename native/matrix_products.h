@@ -1,7 +1,7 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
-// Products of a few vectors with a matrix that is read once: float32, bfloat16, int8 and 4-bit weights. Included by
-// prefill_products.h once for every instruction set.
+// Products of a few vectors with a matrix that is read once, in any format. Included by prefill_products.h once for every
+// instruction set.
 //
 // Each part of a row meets up to three vectors. Four rows are taken together, a quarter of all rows apart from each
 // other: memory answers four streams faster than one, and much faster than four neighbouring rows. Each sum is made in
@@ -21,6 +21,7 @@ constexpr int64_t AHEAD = 256;   // bytes to ask memory for in advance; what lie
 }  // namespace ISA_NAMESPACE
 
 #include "group_products.h"
+#include "panel_products.h"
 
 namespace ISA_NAMESPACE {
 
@@ -333,6 +334,8 @@ ISA_INLINE void multiply_short(const Matrix& matrix, const Range& range, const I
     multiply_rows<INT4>(matrix, range, in, to, to_row, add);
   else if (matrix.format == BFLOAT16)
     multiply_rows<BFLOAT16>(matrix, range, in, to, to_row, add);
+  else if (matrix.format == PANELS)
+    multiply_panels(matrix, range, in.x, in.row, in.batch, to, to_row, add);
   else if (matrix.columns <= SHORT && matrix.columns % W == 0 && !add)
     multiply_short(matrix, range, in, to, to_row);
   else

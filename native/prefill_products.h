@@ -98,6 +98,16 @@ ISA_INLINE void lay_out(const T* matrix, int64_t row, int64_t rows, int64_t firs
       one_unit(matrix + (r < rows ? r : 0) * row, first + u, panel + u * PANEL + r);
 }
 
+// The same of a matrix in PANELS, r being the first row of eight of a panel.
+ISA_INLINE void lay_out_panels(const Matrix& matrix, int64_t r, int64_t rows, int64_t first, int64_t depth,
+                               float* panel) {
+  for (int64_t i = 0; i < PANEL; i += 8) {
+    const int64_t row = i < rows ? r + i : r;
+    widen_rows(static_cast<const uint16_t*>(matrix.data) + row / PANEL_ROWS * matrix.columns * PANEL_ROWS, first, depth,
+               row % PANEL_ROWS > 0, panel + i, PANEL);
+  }
+}
+
 // sum + the products of the four bytes of each lane of `w` with those at `x`, as |w| (x sign(w)): the instructions want
 // one factor without sign. Of both at most 127, two products fit into 16 bits.
 ISA_INLINE IntVec add_fours(IntVec sum, const float* w, const int8_t* x) {
@@ -207,7 +217,10 @@ ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int6
   std::memset(desk.sums, 0, sizeof(float) * in.count * PANEL);
   for (int64_t first = 0; first < units; first += DEPTH) {
     const int64_t depth = units - first < DEPTH ? units - first : DEPTH;
-    lay_out(static_cast<const T*>(matrix.data) + r * row, row, rows, first, depth, desk.panel);
+    if constexpr (Kind == PANELS)
+      lay_out_panels(matrix, r, rows, first, depth, desk.panel);
+    else
+      lay_out(static_cast<const T*>(matrix.data) + r * row, row, rows, first, depth, desk.panel);
     if constexpr (Kind == INT4) {
       const int64_t groups = units / GROUP_UNITS;
       const uint16_t* scale = static_cast<const uint16_t*>(matrix.scale) + r * groups + first / GROUP_UNITS;
@@ -256,6 +269,8 @@ ISA_INLINE void store_panel(const Matrix& matrix, int64_t r, int64_t rows, const
       add_panel<INT4, Nibbles>(matrix, groups * GROUP_BYTES, groups * GROUP_UNITS, r, rows, in, desk);
     else if (matrix.format == BFLOAT16)
       add_panel<BFLOAT16, uint16_t>(matrix, columns, columns, r, rows, in, desk);
+    else if (matrix.format == PANELS)
+      add_panel<PANELS, uint16_t>(matrix, columns, columns, r, rows, in, desk);
     else
       add_panel<FLOAT32, float>(matrix, columns, columns, r, rows, in, desk);
     store_panel(matrix, r, rows, in, desk, to, to_row, add);
