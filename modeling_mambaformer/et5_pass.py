@@ -83,6 +83,8 @@ class PackedStack(Packing):
         for layer, block in zip(self.layers, stack.block, strict=True):
             self._fill(layer, block.layer[0], block.layer[-1], config.is_gated_act)
         self.attention = stack.block[0].layer[0].SelfAttention
+        self.sources += self.attention.relative_attention_bias.parameters()  # `biases` are made from them
+        self.biases: Tensor | None = None
         self.model = Et5Model(
             layers=self.layers,
             norm=self._float(stack.final_layer_norm.weight),
@@ -95,6 +97,15 @@ class PackedStack(Packing):
             activation=ACTIVATIONS[config.dense_act_fn],
         )
         self._embed(self.model, stack.embed_tokens)
+
+    def distance_bias(self, before: int, after: int) -> Tensor:
+        """Bias `(heads, before + 1 + after)` of a position to those at most so far before and after it."""
+        farthest = 0 if self.biases is None else self.biases.shape[1] // 2
+        if self.biases is None or farthest < max(before, after):
+            farthest = 2 * max(before, after, 32)
+            biases = self.attention.compute_bias(1, 2 * farthest + 1, past_seen_tokens=farthest)
+            self.biases = biases[0, :, 0]  # (heads, 2 farthest + 1)
+        return self.biases[:, farthest - before : farthest + after + 1].contiguous()
 
     def _fill(self, layer: Et5Layer, own: nn.Module, feed: nn.Module, gated: bool) -> None:
         """Enter self-attention and feed-forward part."""
@@ -266,7 +277,7 @@ def run_pass(
         layer.cross_keys, layer.cross_values = (x.data_ptr() for x in theirs)
     batch, length = ids.shape
     end = start + length
-    bias = packed.attention.compute_bias(1, end, past_seen_tokens=end - 1)[0, :, 0].contiguous()  # (H, end)
+    bias = packed.distance_bias(before=end - 1, after=0)  # (H, end)
     logits = torch.empty(batch, kept, packed.model.vocab, dtype=torch.float32)
     ids, rows, sources, mask = ids.contiguous(), rows.contiguous(), sources.contiguous(), mask.bool().contiguous()
     model = Et5Model.from_buffer_copy(packed.model)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,24 @@ def test_composing_copies_bits(tmp_path, kind, tokenizers):
     config = model.config
     assert (config.et5_name_or_path, config.emamba_name_or_path) == ("et5", "emamba")
     assert config.et5 is model.et5.config and config.emamba is model.emamba.config
+
+
+@pytest.mark.parametrize("kind", ["v1.0", "untied"])
+def test_loading_says_nothing(tmp_path, kind):
+    """A head of its own is no surprise, whatever a `T5Config` says; other messages come through."""
+    model = compose(save(tmp_path / "et5", tiny_et5(kind)), save(tmp_path / "emamba", tiny_emamba()))
+    model.save_pretrained(tmp_path / "saved")
+    said, logger = [], logging.getLogger("transformers.modeling_utils")
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        MambaFormerForConditionalGeneration.from_pretrained(tmp_path / "saved")
+        assert not said
+        T5ForConditionalGeneration.from_pretrained(tmp_path / "et5")
+        assert bool(said) == (kind == "untied")
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_different_tokenizers(tmp_path):

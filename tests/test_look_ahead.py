@@ -144,7 +144,8 @@ def test_no_place_to_propose_is_passed_over(models, routing, monkeypatch):
     monkeypatch.setattr(GreedyRun, "run", lambda self, *given: calls.append(1) or run(self, *given))
     counts: dict[int, list[dict]] = {}
     for at_once in (32, 1):
-        monkeypatch.setattr(greedy_decoding, "AT_ONCE", at_once)
+        for name in ("FIRST", "MOST"):
+            monkeypatch.setattr(greedy_decoding, name, at_once)
         found = [model.generate(**question(seed), **asked, look_ahead=3) for seed, model in enumerate(models)]
         counts[at_once] = [{"calls": len(calls)}, *(vars(output.look_ahead) for output in found)]
         calls.clear()

@@ -73,8 +73,7 @@ def run_encoder(packed: PackedEncoder, ids: Tensor, mask: Tensor) -> Tensor:
     lengths = mask.sum(1)  # (n,)
     tokens = ids[mask]  # (N,), source after source
     longest = max(1, int(lengths.max()))
-    # As a position in the middle of twice the length sees all others: distances of both signs, (H, 2 L - 1).
-    bias = packed.attention.compute_bias(1, 2 * longest - 1, past_seen_tokens=longest - 1)[0, :, 0].contiguous()
+    bias = packed.distance_bias(before=longest - 1, after=longest - 1)  # (H, 2 L - 1)
     found = torch.empty(len(tokens), packed.model.hidden, dtype=torch.float32)
     args = EncoderArgs(
         model=packed.model,

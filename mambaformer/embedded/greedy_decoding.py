@@ -10,6 +10,7 @@ apply, the model's `forward` is called as ever.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,8 @@ from .compiled_steps import CompiledSteps
 from .greedy_look_ahead import AheadSteps
 from .module_snapshot import is_plain_call
 
-AT_ONCE, STREAMED = 32, 8  # tokens in one call, after which an interruption is noticed, and a streamer is told
+FIRST, MOST = 4, 64  # tokens in the first call of compiled code, and in any
+INTERRUPTED, STREAMED = 0.1, 0.02  # seconds of a call, after which an interruption is noticed, and a streamer is told
 
 
 def is_plain_greedy(
@@ -81,7 +83,7 @@ def decode_greedily(
     room = int(min(limit, length + model.config.max_target_length))
     answers = grown(input_ids, room)
     done = torch.zeros(rows, dtype=torch.bool)
-    steps, tokens = None, logits.argmax(-1)  # (B,)
+    steps, tokens, at_once = None, logits.argmax(-1), FIRST  # (B,)
     while True:
         if ends:
             if rows > 1:
@@ -103,8 +105,10 @@ def decode_greedily(
             steps = kind.bind(model, cache, rows, ends, 0 if pad is None else int(pad)) or Forward(model, cache)
         if length == answers.shape[1]:
             answers = grown(answers, 2 * length)
-        most = int(min(limit - length, answers.shape[1] - length, AT_ONCE if streamer is None else STREAMED))
-        tokens, read = steps.read_on(answers, length, most)
+        begin = time.perf_counter()
+        tokens, read = steps.read_on(answers, length, int(min(limit - length, answers.shape[1] - length, at_once)))
+        longest = INTERRUPTED if streamer is None else STREAMED
+        at_once = min(MOST, 1 + int(longest * read / max(time.perf_counter() - begin, 1e-9)))
         for at in range(length, length + read - 1) if streamer is not None else ():
             streamer.put(answers[:, at])
         length += read - 1

@@ -43,12 +43,11 @@ class StateLog:
     @classmethod
     def for_tokens(cls, cache: DynamicCache, capacity: int) -> StateLog:
         """Room for the states of one row of `cache` after each of up to `capacity` tokens."""
-        windows = [layer.conv_states[0] for layer in cache.layers]
-        states = [layer.recurrent_states[0] for layer in cache.layers]
-        return cls(
-            [window.new_empty(capacity, *window.shape[1:]) for window in windows],
-            [state.new_empty(capacity, *state.shape[1:]) for state in states],
-        )
+        first, layers = cache.layers[0], len(cache.layers)
+        pieces = [
+            x.new_empty(layers, capacity, *x.shape[1:]) for x in (first.conv_states[0], first.recurrent_states[0])
+        ]
+        return cls(*map(list, pieces))
 
     def restore(self, cache: DynamicCache, token: int) -> None:
         """Let `cache` hold the state after the `token`-th token, from 0; nothing is copied."""
