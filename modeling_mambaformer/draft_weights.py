@@ -14,7 +14,12 @@ from .packed_weights import STORED, Matrix, PackedWeights, Packing, PackingKeepe
 if TYPE_CHECKING:
     from .look_ahead_heads import LookAheadHeads
 
-LIKELY = 0.6  # chance of being right from which on a proposed token is worth its reading
+CACHED = 2**25  # bytes of weights that a processor's cache may hold
+LIKELY, LIKELY_CACHED = 0.3, 0.6
+"""
+Chance of being right from which on a proposed token is worth its reading: low where EMamba's step waits for memory
+anyway, high where it computes.
+"""
 
 
 class DraftArgs(ctypes.Structure):
@@ -43,7 +48,7 @@ class PackedHeads(Packing):
             model=ctypes.pointer(emamba.args),
             **{name: self._matrix(getattr(heads, name)) for name in names},
             tokens=self.ids.data_ptr(),
-            likely=LIKELY,
+            likely=LIKELY_CACHED if emamba.step_bytes <= CACHED else LIKELY,
             most=heads.heads,
         )
         self.checked = self.sample()

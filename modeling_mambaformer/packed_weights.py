@@ -123,6 +123,7 @@ class Packing:
         self.copies: list[Tensor] = []  # what was made from parameters, and is pointed to
         self.arena = Arena()
         self.sources: list[Tensor] = []  # the parameters it was made from
+        self.sampled: list[Tensor] | None = None  # where `sample` reads
         self.products = 0  # a token, in all matrices
         self.filled: dict[int, tuple[int, int]] = {}  # of int8 matrices: parameter -> addresses of rows and their sums
 
@@ -137,8 +138,10 @@ class Packing:
 
     def sample(self) -> Tensor:
         """Some values of every copied parameter, which tell of changes that PyTorch does not count (`.data`)."""
-        unique = {id(parameter): parameter.detach().reshape(-1) for parameter in self.sources}
-        return torch.cat([torch.empty(0), *(x[:: max(1, x.numel() // 64)].float() for x in unique.values())])
+        if self.sampled is None:
+            unique = {id(parameter): parameter.detach() for parameter in self.sources}
+            self.sampled = [some_of(x) for x in unique.values()]
+        return torch.cat([torch.empty(0), *(x.float() for x in self.sampled)])
 
     def _matrix(self, linear: nn.Module, rounded: bool = True) -> Matrix:
         """A linear layer's matrix and bias; `rounded=False` keeps it float32 whatever the format."""
@@ -249,6 +252,14 @@ class PackingKeeper(Generic[Packed]):
             return False
         packed = self._ready[1]
         return packed is None or not check or torch.equal(packed.checked, packed.sample())
+
+
+def some_of(tensor: Tensor) -> Tensor:
+    """About 64 values of a tensor, a view `(n,)`; of one that is not contiguous, of its first column."""
+    line = tensor.view(-1) if tensor.is_contiguous() else tensor
+    while line.ndim > 1:
+        line = line.select(-1, 0)
+    return line[:: max(1, line.numel() // 64)]
 
 
 def row_sums(whole: Tensor) -> Tensor:
