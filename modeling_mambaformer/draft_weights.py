@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -14,12 +15,29 @@ from .packed_weights import STORED, Matrix, PackedWeights, Packing, PackingKeepe
 if TYPE_CHECKING:
     from .look_ahead_heads import LookAheadHeads
 
-CACHED = 2**25  # bytes of weights that a processor's cache may hold
-LIKELY, LIKELY_CACHED = 0.3, 0.6
-"""
-Chance of being right from which on a proposed token is worth its reading: low where EMamba's step waits for memory
-anyway, high where it computes.
-"""
+LIKELY = 0.3  # chance of being right from which on a proposed token is worth its reading
+
+
+def last_cache() -> int:
+    """Bytes of the processor's largest cache, as Linux tells them in KiB; else what is usual."""
+    try:
+        sizes = [file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    except OSError:
+        sizes = []
+    return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K") and size[:-1].isdigit()), default=2**25)
+
+
+CACHE = last_cache()
+
+
+def heads_pay(emamba: PackedWeights) -> bool:
+    """
+    Whether it is the reading of its weights that EMamba's step waits for.
+
+    Where they stay in the processor's cache, a further token costs about half of a first one, and the heads' own work
+    more than what they save.
+    """
+    return 2 * emamba.step_bytes > CACHE
 
 
 class DraftArgs(ctypes.Structure):
@@ -48,7 +66,7 @@ class PackedHeads(Packing):
             model=ctypes.pointer(emamba.args),
             **{name: self._matrix(getattr(heads, name)) for name in names},
             tokens=self.ids.data_ptr(),
-            likely=LIKELY_CACHED if emamba.step_bytes <= CACHED else LIKELY,
+            likely=LIKELY,
             most=heads.heads,
         )
         self.checked = self.sample()

@@ -2,7 +2,7 @@
 """
 Look-ahead within `decode_greedily`, in compiled code (`native/greedy_run.cpp`).
 
-Where the text itself proposes nothing, the model's heads do, if it has any. `LookAhead.choose`, which serves every
+Where the text itself proposes nothing, the model's heads do, if it has any and they pay. `LookAhead.choose`, which serves every
 request that is not plain greedy, does without them. Tokens, choices and records are those of plain decoding.
 """
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .cache_mambaformer import MambaFormerCache
 from .compiled_steps import CompiledSteps
+from .draft_weights import heads_pay
 from .greedy_run import COUNTS, GreedyRun
 from .look_ahead import LookAhead
 from .state_log import StateLog
@@ -30,8 +31,8 @@ class AheadSteps(CompiledSteps):
         self.look_ahead: LookAhead = cache.look_ahead
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
         logs = [StateLog.for_tokens(cache.emamba, self.room(cache)) for _ in range(2)]
-        heads = model.look_ahead_heads
-        packed = None if heads is None else heads.drafter.prepare(heads, greedy.step.packed)
+        heads, weights = model.look_ahead_heads, greedy.step.packed
+        packed = heads.drafter.prepare(heads, weights) if heads is not None and heads_pay(weights) else None
         self.ahead = greedy.look_ahead(self.look_ahead, logs, packed)
 
     @classmethod
