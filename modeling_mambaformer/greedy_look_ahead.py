@@ -2,8 +2,9 @@
 """
 Look-ahead within `decode_greedily`, in compiled code (`native/greedy_run.cpp`).
 
-Where the text itself proposes nothing, the model's heads do, if it has any and they pay. `LookAhead.choose`, which serves
-every request that is not plain greedy, does without them. Tokens, choices and records are those of plain decoding.
+Where the text itself proposes nothing, the model's heads do, if it has any and they pay. `LookAhead.choose`, which
+serves every request that is not plain greedy, does without them. Tokens, choices and records are those of plain
+decoding.
 """
 
 from __future__ import annotations
