@@ -61,8 +61,10 @@ def draw_ratios(result: dict[str, Any], path: Path) -> Path | None:
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="times as fast as the peer", title=label(MIXTURE))
     axes.set_xlim(right=1.4 * axes.get_xlim()[1])  # room for the longest bar's figure
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    low, high = axes.get_xlim()
+    ticks = [step * 10**power for power in range(-2, 4) for step in (1, 2, 5)]
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     return save(figure, path)
