@@ -7,7 +7,7 @@ Tokens a second of the embedded default with look-ahead decoding and without it,
 All widths answer each question in turn within every round, so that whatever else the machine does meets them alike;
 a question's time is the median of its rounds. Decoding is timed from the first new token on, so that the source, which
 all read alike, does not hide it; whole answers are timed too. An answer that differs from the plain one is an error.
-Writes `benchmarks/results/look_ahead.json` and `look_ahead.md`.
+`--enlarge 768 24` gives EMamba mamba-130m's width and layers, with which it says the same (`enlarged.py`). Writes `benchmarks/results/look_ahead.json` and `look_ahead.md`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint, format_source
 
 from ..dental_qa import load_dental_qa
+from .enlarged import enlarged
 from .machine import command_line, write_table
 from .rows import sampled
 
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--routing", default="auto")
     parser.add_argument("--weights", default="float32", help="EMamba's decoding weights: float32, bfloat16 or int8")
+    parser.add_argument("--enlarge", type=int, nargs=2, metavar=("WIDTH", "LAYERS"), help="sizes to give EMamba")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="look_ahead", help="name of the result file")
@@ -114,6 +116,10 @@ def main() -> None:
     folder = arguments.model or str(embedded_checkpoint())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = MambaFormerForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    name = "Embedded default"
+    if arguments.enlarge:
+        model = enlarged(model, *arguments.enlarge)
+        name += " with an EMamba of {} x {}".format(*arguments.enlarge)
     model.pack_emamba(arguments.weights)
     widths = [PLAIN, *arguments.widths]
 
@@ -142,7 +148,7 @@ def main() -> None:
             "Passes a token",
         ],
         "rows": table,
-        "note": f"Embedded default, {arguments.weights} decoding weights, {arguments.threads} thread(s), batch 1, "
+        "note": f"{name}, {arguments.weights} decoding weights, {arguments.threads} thread(s), batch 1, "
         f"{arguments.rows} questions of each split, {arguments.rounds} rounds taking turns. Ratios are medians over "
         "the questions. Tokens and routes were those of plain decoding in every answer.",
         "arguments": vars(arguments),

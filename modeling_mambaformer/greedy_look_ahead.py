@@ -31,7 +31,7 @@ class AheadSteps(CompiledSteps):
         super().__init__(model, cache, greedy)
         self.look_ahead: LookAhead = cache.look_ahead
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
-        logs = [StateLog.for_tokens(cache.emamba, self.room(cache)) for _ in range(2)]
+        logs = StateLog.for_tokens(cache.emamba, self.room(cache), logs=2)
         heads, weights = model.look_ahead_heads, greedy.step.packed
         packed = heads.drafter.prepare(heads, weights) if heads is not None and heads_pay(weights) else None
         self.ahead = greedy.look_ahead(self.look_ahead, logs, packed)

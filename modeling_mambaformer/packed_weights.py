@@ -11,6 +11,7 @@ format. In every format, norms, convolution, the projection of step sizes, A and
 from __future__ import annotations
 
 import ctypes
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
@@ -315,7 +316,7 @@ class PackedWeights(Packing):
         self.state_shape = (mixer.intermediate_size, mixer.ssm_state_size)
         self.checked = self.sample()
 
-    @property
+    @cached_property
     def step_bytes(self) -> int:
         """Bytes of weights that one step reads: all matrices, whatever the batch."""
         matrices = [m for layer in self.layers for m in (layer.in_proj, layer.x_proj, layer.dt_proj, layer.out_proj)]

@@ -360,7 +360,7 @@ def test_a_run_is_its_steps_to_the_bit(make, weight_format, dtype):
     decoder = EMambaDecoder(weight_format)
     with torch.no_grad():
         model(torch.zeros(1, 5, dtype=torch.long), cache_params=cache, use_cache=True)
-        log = StateLog.for_tokens(cache, 9)
+        (log,) = StateLog.for_tokens(cache, 9, logs=1)
         begun = copy.deepcopy(cache)
         try:
             torch.set_num_threads(2)
@@ -377,7 +377,7 @@ def test_a_run_is_its_steps_to_the_bit(make, weight_format, dtype):
             for mine, theirs in zip(cache.layers, begun.layers, strict=True):
                 assert torch.equal(mine.recurrent_states[0], theirs.recurrent_states[0])
                 assert torch.equal(mine.conv_states[0], theirs.conv_states[0])
-        again = StateLog.for_tokens(cache, 2)
+        (again,) = StateLog.for_tokens(cache, 2, logs=1)
         with pytest.raises(ValueError, match="log of 2"):
             decoder.step(model, cache, ids, again)
         with pytest.raises(IndexError):

@@ -27,8 +27,7 @@ COUNTS = ("passes", "proposed", "accepted")  # of `LookAheadCounts`
 class AheadArgs(ctypes.Structure):
     """`AheadArgs` of native/greedy_run.cpp."""
 
-    _fields_ = [("said", ctypes.c_void_p), ("window_logs", ctypes.POINTER(ctypes.c_void_p) * 2)]
-    _fields_ += [("state_logs", ctypes.POINTER(ctypes.c_void_p) * 2)]
+    _fields_ = [("said", ctypes.c_void_p), ("window_logs", ctypes.c_void_p * 2), ("state_logs", ctypes.c_void_p * 2)]
     _fields_ += [("threads", ctypes.POINTER(ctypes.c_int64)), ("draft", ctypes.POINTER(DraftArgs))]
     _fields_ += [("rules", LookupRules)]
     _fields_ += [(name, ctypes.c_int64) for name in ("said_count", "width", "longest_answer")]
@@ -94,8 +93,8 @@ class GreedyRun:
             heads.args.threads = self.threads[0]
         self.ahead = AheadArgs(
             said=wanted.text.buffer_info()[0],
-            window_logs=tuple(ctypes.cast(log.window_pointers, ctypes.POINTER(ctypes.c_void_p)) for log in logs),
-            state_logs=tuple(ctypes.cast(log.state_pointers, ctypes.POINTER(ctypes.c_void_p)) for log in logs),
+            window_logs=tuple(ctypes.addressof(log.window_pointers) for log in logs),
+            state_logs=tuple(ctypes.addressof(log.state_pointers) for log in logs),
             threads=self.threads,
             draft=None if heads is None else ctypes.pointer(heads.args),
             rules=wanted.rules,

@@ -16,6 +16,7 @@ import ctypes
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class LookAhead:
         self.counts = LookAheadCounts()
         self.text = array("q")  # of the source, and then the decoder's
         self.said = 0  # tokens of the source
-        self.logs: list[StateLog | None] = [None, None]
+        self.logs: list[StateLog] = []  # two; EMamba's state lives in the second, once one was used
         self.ahead: Ahead | None = None
         if len(cache.row_source) != 1:
             self.turn_off("it serves one row at a time: a batch, beams and returned sequences are decoded plainly")
@@ -106,7 +107,7 @@ class LookAhead:
         elif not can_log():
             self.turn_off("the compiled decoding step was not built, or is of an older version; install again")
         else:
-            self.text.extend(cache.sources.input_ids[cache.sources.attention_mask.bool()].tolist())
+            self.text.extend(compress(cache.sources.input_ids[0].tolist(), cache.sources.attention_mask[0].tolist()))
             self.said = len(self.text)
 
     def turn_off(self, reason: str) -> None:
@@ -144,8 +145,8 @@ class LookAhead:
 
     def free_log(self, cache: MambaFormerCache) -> StateLog:
         """A log for the longest pass in which EMamba's present state does not live."""
-        if self.logs[0] is None:
-            self.logs[0] = StateLog.for_tokens(cache.emamba, 1 + self.width)
+        if not self.logs:
+            self.logs = StateLog.for_tokens(cache.emamba, 1 + self.width, logs=2)
         return self.logs[0]
 
     def count(self, proposed: int) -> None:

@@ -27,29 +27,37 @@ class StateLog:
 
     Args:
         windows, states: a layer each, `(capacity, D, K)` and `(capacity, D, N)` float32, contiguous; the caller
-            answers for that.
+            answers for that. Or all layers in one tensor.
 
     Attributes:
         capacity: rows, or tokens of one row. window_pointers, state_pointers: a layer each.
     """
 
-    def __init__(self, windows: list[Tensor], states: list[Tensor]):
+    def __init__(self, windows: list[Tensor] | Tensor, states: list[Tensor] | Tensor):
         self.windows, self.states = windows, states
-        self.capacity = len(windows[0]) if windows else 0
-        pointers = ctypes.c_void_p * len(states)
-        self.window_pointers = pointers(*[window.data_ptr() for window in windows])
-        self.state_pointers = pointers(*[state.data_ptr() for state in states])
+        self.capacity = windows[0].shape[0] if len(windows) else 0
+        self.window_pointers, self.state_pointers = pointers_to(windows), pointers_to(states)
 
     @classmethod
-    def for_tokens(cls, cache: DynamicCache, capacity: int) -> StateLog:
-        """Room for the states of one row of `cache` after each of up to `capacity` tokens."""
+    def for_tokens(cls, cache: DynamicCache, capacity: int, logs: int) -> list[StateLog]:
+        """Some logs, each with room for the states of one row of `cache` after each of up to `capacity` tokens."""
         first, layers = cache.layers[0], len(cache.layers)
-        pieces = [
-            x.new_empty(layers, capacity, *x.shape[1:]) for x in (first.conv_states[0], first.recurrent_states[0])
-        ]
-        return cls(*map(list, pieces))
+        windows, states = (
+            x.new_empty(logs, layers, capacity, *x.shape[1:]) for x in (first.conv_states[0], first.recurrent_states[0])
+        )
+        return [cls(*parts) for parts in zip(windows.unbind(), states.unbind(), strict=True)]
 
     def restore(self, cache: DynamicCache, token: int) -> None:
         """Let `cache` hold the state after the `token`-th token, from 0; nothing is copied."""
         for layer, windows, states in zip(cache.layers, self.windows, self.states, strict=True):
             layer.conv_states[0], layer.recurrent_states[0] = windows[token : token + 1], states[token : token + 1]
+
+
+def pointers_to(layers: list[Tensor] | Tensor) -> ctypes.Array:
+    """The addresses of the parts of a list or of one tensor."""
+    if isinstance(layers, Tensor):
+        first, size = layers.data_ptr(), layers.stride(0) * layers.itemsize
+        places = range(first, first + size * len(layers), size)
+    else:
+        places = [layer.data_ptr() for layer in layers]
+    return (ctypes.c_void_p * len(places))(*places)
