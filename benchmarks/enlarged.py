@@ -42,20 +42,18 @@ def enlarged(
             f"{hidden_size} x {layers} is less than the model's {old.emamba.hidden_size} x "
             f"{old.emamba.num_hidden_layers}: give at least these."
         )
+    spread = (hidden_size / old.emamba.hidden_size) ** 0.5  # a mean over more values, of which the new ones are zero
     sizes = {
         "hidden_size": hidden_size,
         "num_hidden_layers": layers,
         "intermediate_size": old.emamba.expand * hidden_size,
         "time_step_rank": max(old.emamba.time_step_rank, -(-hidden_size // 16)),
+        "layer_norm_epsilon": old.emamba.layer_norm_epsilon / spread**2,
     }
     fields = old.to_dict()
     fields["emamba"] = {**old.emamba.to_dict(), **sizes}
     new = MambaFormerConfig.from_dict(fields)
     larger = MambaFormerForConditionalGeneration(new).eval()
-    spread = (hidden_size / old.emamba.hidden_size) ** 0.5  # a mean over more values, of which the new ones are zero
-    for layer in larger.emamba.base_model.layers:
-        layer.norm.variance_epsilon /= spread**2
-    larger.emamba.base_model.norm_f.variance_epsilon /= spread**2
     larger.et5 = model.et5
     states = {name: weight for name, weight in larger.state_dict().items() if not name.startswith("et5.")}
     for weight in states.values():

@@ -7,7 +7,8 @@ Tokens a second of the embedded default with look-ahead decoding and without it,
 All widths answer each question in turn within every round, so that whatever else the machine does meets them alike;
 a question's time is the median of its rounds. Decoding is timed from the first new token on, so that the source, which
 all read alike, does not hide it; whole answers are timed too. An answer that differs from the plain one is an error.
-`--enlarge 768 24` gives EMamba mamba-130m's width and layers, with which it says the same (`enlarged.py`). Writes `benchmarks/results/look_ahead.json` and `look_ahead.md`.
+`--enlarge 768 24` gives EMamba mamba-130m's width and layers, with which it says the same (`enlarged.py`).
+Writes `benchmarks/results/look_ahead.json` and `look_ahead.md`.
 """
 
 from __future__ import annotations

@@ -42,9 +42,8 @@ class StateLog:
     def for_tokens(cls, cache: DynamicCache, capacity: int, logs: int) -> list[StateLog]:
         """Some logs, each with room for the states of one row of `cache` after each of up to `capacity` tokens."""
         first, layers = cache.layers[0], len(cache.layers)
-        windows, states = (
-            x.new_empty(logs, layers, capacity, *x.shape[1:]) for x in (first.conv_states[0], first.recurrent_states[0])
-        )
+        there = first.conv_states[0], first.recurrent_states[0]
+        windows, states = (x.new_empty(logs, layers, capacity, *x.shape[1:]) for x in there)
         return [cls(*parts) for parts in zip(windows.unbind(), states.unbind(), strict=True)]
 
     def restore(self, cache: DynamicCache, token: int) -> None:
