@@ -36,7 +36,7 @@ def contestant(emamba: MambaForCausalLM, weight_format: str, longest: int) -> tu
     step = EMambaDecoder(weight_format).bind(emamba, cache, ids)
     if step is None:
         raise RuntimeError("the compiled decoding step does not apply here")
-    return step, *StateLog.for_tokens(cache, longest, logs=1)
+    return step, StateLog.for_tokens(cache, longest, logs=1)[0]
 
 
 @torch.no_grad()
