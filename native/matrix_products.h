@@ -179,14 +179,24 @@ ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apar
 
 // x to int8 with one scale, filled up with zeros to `columns`; returns the scale, NaN where x is not finite.
 ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, int8_t* to) {
-  Vec largest = {}, poison = {};
-  for (int64_t i = 0; i < count; i += W) {
-    const Vec v = load_part(x + i, count - i);
-    largest = larger(magnitude(v), largest);
-    poison += v * 0.0f;
-  }
-  const float bound = lane_max(largest), factor = bound > 0.0f ? 127.0f / bound : 0.0f;
+  constexpr int CHAINS = 4;  // so that none waits for itself
+  Vec most[CHAINS] = {}, poisons[CHAINS] = {};
   int64_t i = 0;
+  for (; i + CHAINS * W <= count; i += CHAINS * W)
+    for (int k = 0; k < CHAINS; ++k) {
+      const Vec v = load(x + i + k * W);
+      most[k] = larger(magnitude(v), most[k]);
+      poisons[k] += v * 0.0f;
+    }
+  for (; i < count; i += W) {
+    const Vec v = load_part(x + i, count - i);
+    most[0] = larger(magnitude(v), most[0]);
+    poisons[0] += v * 0.0f;
+  }
+  const Vec largest = larger(larger(most[0], most[1]), larger(most[2], most[3]));
+  const Vec poison = (poisons[0] + poisons[1]) + (poisons[2] + poisons[3]);
+  const float bound = lane_max(largest), factor = bound > 0.0f ? 127.0f / bound : 0.0f;
+  i = 0;
 #if ISA_WIDTH >= 8
   for (; i + 32 <= count; i += 32) {
     __m256i whole[4];

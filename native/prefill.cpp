@@ -8,9 +8,10 @@
 // length. Between the projections nothing is copied: the convolution works in place, step sizes are made for some
 // channels at a time, and the scan writes over them. The last layer is asked for each source's last token alone.
 //
-// One team of threads runs through everything. Every thread owns some channels, some rows of each matrix and some
-// tokens. Neither their number nor the neighbours of a source change its result.
+// One team of threads runs through everything. Every thread owns some tokens, and takes channels and rows of a matrix
+// piece by piece. Neither their number nor the neighbours of a source change its result.
 
+#include <atomic>
 #include <chrono>
 #include <cmath>
 
@@ -21,6 +22,7 @@ namespace {
 
 constexpr int64_t CHUNK = 16;  // time steps that the scan takes together
 constexpr int64_t MOST_TOKENS = 4096;
+constexpr int64_t AT_ONCE = 8;  // tokens whose channels are gathered together
 
 // `model.ids` are (batch, width), each row's last lengths[row] being its source. `model.windows` and `model.states` are
 // written only, and so is `model.hidden_out`, (batch, hidden), at the last tokens. `product_seconds` receives the time
@@ -46,45 +48,60 @@ struct TokenBlock {
   int64_t segment_count, count, end_count;
 };
 
-// Floats between neighbouring rows, and from a row's x to its z; `bytes` are bytes.
+// Floats of a token's channels, whole blocks of them.
+constexpr int64_t gathered_row(int64_t dim) { return spread((dim + BLOCK - 1) / BLOCK * BLOCK); }
+
+// Floats between neighbouring rows, `bytes` in bytes; and between blocks of channels, which lie one behind another with
+// rows of BLOCK, so that what is done to some channels through time reads memory in its order.
 struct Layout {
-  int64_t hidden, xz, z, projected, dim, bytes;
-  explicit Layout(const StepArgs& model)
+  int64_t hidden, projected, last, row, bytes, apart, blocks;
+  Layout(const StepArgs& model, int64_t tokens)
       : hidden(spread(model.hidden)),
-        xz(spread(2 * whole_lines(model.dim))),
-        z(whole_lines(model.dim)),
         projected(spread(model.rank + 2 * model.state)),
-        dim(spread(model.dim)),
-        bytes(4 * spread(filled(model.hidden > model.dim ? model.hidden : model.dim) / 4)) {}
+        last(spread(model.dim)),
+        row(gathered_row(model.dim)),
+        bytes(4 * spread(filled(model.hidden > model.dim ? model.hidden : model.dim) / 4)),
+        apart(spread(tokens * BLOCK)),
+        blocks((model.dim + BLOCK - 1) / BLOCK) {}
+  int64_t at(int64_t channel) const { return channel / BLOCK * apart + channel % BLOCK; }
+};
+
+// Work that threads take piece by piece, so that nobody waits long for a slower one: what has been taken.
+struct Pieces {
+  std::atomic<int64_t> taken{0};
 };
 
 // What the threads share. `y` holds step sizes first. `carry` are the last inputs of the convolution where a source goes
 // on in the next block.
 struct Stage {
-  float *residual, *normed, *xz, *projected, *y, *last, *scales;  // [tokens] rows
-  float* carry;                                                   // [layers][kernel][dim]
-  int8_t* bytes;                                                  // [tokens]
+  float *residual, *normed, *projected, *scales;  // [tokens] rows
+  float *x, *z, *y;                               // [blocks][tokens][BLOCK]
+  float *last, *gate;                             // [sources that end in a block] rows
+  float* carry;                                   // [layers][kernel][dim]
+  int8_t* bytes;                                  // [tokens] rows
+  Pieces *inputs, *scans, *outputs;               // of a layer
   TokenBlock block;
 };
 
 // What each thread has for itself.
 struct Bench {
   Desk desk;
-  float *scan, *conv;
+  float *scan, *conv, *rows;
   double* seconds;
 };
 
 int64_t bench_size(const StepArgs& model, int64_t tokens) {
-  return desk_size(tokens) + whole_lines((3 * CHUNK + 2 * model.state) * BLOCK) +
-         whole_lines((3 * model.kernel + 1) * BLOCK);
+  return desk_size(tokens) + whole_lines((3 * CHUNK + 2 * model.state + 1) * BLOCK) +
+         whole_lines((3 * model.kernel + 1) * BLOCK) + AT_ONCE * gathered_row(model.dim);
 }
 
 Bench make_bench(const StepArgs& model, int64_t tokens, float* memory, double* seconds) {
   Arena arena(memory);
   Bench bench;
   bench.desk = take_desk(arena, tokens);
-  bench.scan = arena.take((3 * CHUNK + 2 * model.state) * BLOCK);
+  bench.scan = arena.take((3 * CHUNK + 2 * model.state + 1) * BLOCK);
   bench.conv = arena.take((3 * model.kernel + 1) * BLOCK);
+  bench.rows = arena.take(AT_ONCE * gathered_row(model.dim));
   bench.seconds = seconds;
   return bench;
 }
@@ -113,6 +130,18 @@ int64_t even_block(int64_t total) {
   constexpr int64_t WHOLE = 12;
   const int64_t blocks = (total + TOKENS / 2) / TOKENS, even = blocks > 1 ? (total + blocks - 1) / blocks : total;
   return (even + WHOLE - 1) / WHOLE * WHOLE;
+}
+
+// Takes the next piece of `count` channels or rows, if any is left: a block, and less towards the end, where the others
+// would have to wait for whoever took the last one.
+bool take_piece(Pieces& pieces, int64_t count, int64_t threads, Range& piece) {
+  piece.first = pieces.taken.load(std::memory_order_relaxed);
+  do {
+    const int64_t left = count - piece.first, many = left / threads / BLOCK;  // blocks for each
+    const int64_t size = threads == 1 || many >= 2 ? BLOCK : many == 1 ? BLOCK / 2 : SPAN;
+    piece.last = piece.first + (size < left ? size : left);
+  } while (piece.first < piece.last && !pieces.taken.compare_exchange_weak(piece.first, piece.last));
+  return piece.first < piece.last;
 }
 
 // Adds the time of its life to `*seconds`, unless that is null.
@@ -158,28 +187,31 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   const int64_t tokens = total < most ? total : most, lasts = model.batch < tokens ? model.batch : tokens;
   const int64_t layer = model.dim * (3 * model.hidden + 2 * model.rank + 10 * model.state);
   const int64_t threads = thread_count(args.model.threads, (model.dim + SPAN - 1) / SPAN, tokens * layer);
-  const Layout layout(model);
+  const Layout layout(model, tokens);
   const int64_t own = bench_size(model, tokens), carry = model.layer_count * model.kernel * model.dim;
-  const int64_t rows = 2 * layout.hidden + layout.xz + layout.projected + layout.dim + layout.bytes / 4;
+  const int64_t rows = 2 * layout.hidden + layout.projected + layout.bytes / 4;
   const int64_t block_size = whole_lines(tokens * static_cast<int64_t>(sizeof(Segment) / sizeof(float))) +
                              3 * whole_lines(2 * tokens);
-  Buffer workspace(tokens * rows + lasts * layout.hidden + whole_lines(tokens) + whole_lines(carry) + block_size +
+  const int64_t channels = 3 * layout.blocks * layout.apart, ends = lasts * (layout.hidden + layout.last);
+  Buffer workspace(tokens * rows + channels + ends + whole_lines(tokens) + whole_lines(carry) + block_size +
                    threads * own + LINE);
   if (!workspace.data) return 1;
   Arena arena(workspace);
   Stage stage;
   stage.residual = arena.take(tokens * layout.hidden);
   stage.normed = arena.take(tokens * layout.hidden);
-  stage.xz = arena.take(tokens * layout.xz);
   stage.projected = arena.take(tokens * layout.projected);
-  stage.y = arena.take(tokens * layout.dim);
+  for (float** part : {&stage.x, &stage.z, &stage.y}) *part = arena.take(layout.blocks * layout.apart);
   stage.bytes = reinterpret_cast<int8_t*>(arena.take(tokens * layout.bytes / 4));
   stage.last = arena.take(lasts * layout.hidden);
+  stage.gate = arena.take(lasts * layout.last);
   stage.scales = arena.take(tokens);
   stage.carry = arena.take(carry);
   stage.block.segments = reinterpret_cast<Segment*>(arena.take(tokens * sizeof(Segment) / sizeof(float)));
   for (int64_t** list : {&stage.block.ids, &stage.block.ends, &stage.block.end_rows})
     *list = reinterpret_cast<int64_t*>(arena.take(2 * tokens));
+  Pieces pieces[3];
+  stage.inputs = pieces, stage.scans = pieces + 1, stage.outputs = pieces + 2;
   float* benches = arena.next;
   const int64_t block_count = (total + tokens - 1) / tokens;
   const auto read = CHOOSE_ISA(read_block);

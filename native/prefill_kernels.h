@@ -14,13 +14,30 @@ ISA_INLINE void round_tokens(const Matrix& matrix, const float* x, int64_t row, 
   round_rows(matrix, x, row, tokens, stage.bytes, layout.bytes, stage.scales);
 }
 
+// The same of rows in blocks of channels.
+ISA_INLINE void round_channels(const Matrix& matrix, const float* x, const Layout& layout, const Stage& stage,
+                               const Range& tokens, const Bench& own) {
+  if (matrix.format != INT8 && matrix.format != INT4) return;
+  for (int64_t first = tokens.first; first < tokens.last; first += AT_ONCE) {
+    const int64_t count = tokens.last - first < AT_ONCE ? tokens.last - first : AT_ONCE;
+    for (int64_t b = 0; b < layout.blocks; ++b)
+      for (int64_t t = 0; t < count; ++t) {
+        const float* from = x + b * layout.apart + (first + t) * BLOCK;
+        std::memcpy(own.rows + t * layout.row + b * BLOCK, from, sizeof(float) * BLOCK);
+        for (int64_t c = 0; c < BLOCK; c += LINE) __builtin_prefetch(from + AT_ONCE * BLOCK + c);
+      }
+    round_rows(matrix, own.rows, layout.row, {0, count}, stage.bytes + first * layout.bytes, layout.bytes,
+               stage.scales + first);
+  }
+}
+
 // The rows `rows` of matrix * tokens + bias, into or onto `to`; the tokens have been rounded where that is due.
 ISA_INLINE void multiply_block(const Matrix& matrix, const Range& rows, const float* x, int64_t x_row,
-                               const Range& tokens, const Layout& layout, const Stage& stage, float* to,
-                               int64_t to_row, bool add, const Bench& own) {
+                               int64_t x_apart, const Range& tokens, const Layout& layout, const Stage& stage,
+                               float* to, int64_t to_row, bool add, const Bench& own) {
   const Stopwatch stopwatch(own.seconds);
   const Tokens in = {x + tokens.first * x_row, stage.bytes + tokens.first * layout.bytes, stage.scales + tokens.first,
-                     x_row, layout.bytes, tokens.last - tokens.first};
+                     x_row, layout.bytes, tokens.last - tokens.first, x_apart};
   multiply_tokens(matrix, rows, in, to + tokens.first * to_row, to_row, add, own.desk);
 }
 
@@ -42,12 +59,12 @@ ISA_INLINE void keep_window(int64_t K, int64_t channels, const float* window, T*
     for (int64_t k = 0; k < K; ++k) from_float(window[k * BLOCK + c], to + c * K + k);
 }
 
-// x of some channels becomes its activated convolution, in place: time runs backwards, since later steps read earlier
-// inputs.
+// x of some channels of one block becomes its activated convolution, in place: time runs backwards, since later steps
+// read earlier inputs.
 ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout& layout, const Stage& stage,
                                   int64_t first, int64_t channels, const Bench& own) {
   const Layer& layer = model.layers[l];
-  const int64_t K = model.kernel, row = layout.xz;
+  const int64_t K = model.kernel, row = BLOCK;
   float* weight = own.conv;                   // [kernel][BLOCK], then the bias
   float* before = weight + (K + 1) * BLOCK;   // [kernel][BLOCK], the inputs before the segment
   float* window = before + K * BLOCK;         // [kernel][BLOCK], the last inputs of the segment
@@ -59,7 +76,7 @@ ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout
   }
   for (int64_t s = 0; s < stage.block.segment_count; ++s) {
     const Segment& segment = stage.block.segments[s];
-    float* x = stage.xz + segment.first * row + first;
+    float* x = stage.x + layout.at(first) + segment.first * row;
     for (int64_t k = 0; k < K; ++k)
       if (segment.begins)
         std::memset(before + k * BLOCK, 0, sizeof(float) * channels);
@@ -78,29 +95,31 @@ ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout
       keep_window(K, channels, window, static_cast<uint16_t*>(model.windows[l]) + at);
     else
       keep_window(K, channels, window, static_cast<float*>(model.windows[l]) + at);
-    for (int64_t t = segment.count - 1; t >= 0; --t)
-      for (int64_t c = 0; c < channels; c += W) {
+    for (int64_t c = 0; c < channels; c += W)
+      for (int64_t t = segment.count - 1; t >= 0; --t) {
         const Vec y = K == 4 && t >= 3 ? convolved(4, t, x + c, row, weight + c, before + c)
                                        : convolved(K, t, x + c, row, weight + c, before + c);
-        store_part(x + t * row + c, y, channels - c);
+        store(x + t * row + c, y);
       }
   }
 }
 
-// Time steps `t` to `t + steps` of some channels into the workspace; returns the largest step size.
-ISA_INLINE float load_steps(const Layer& layer, const Layout& layout, const Stage& stage, int64_t t, int64_t steps,
-                            int64_t first, int64_t channels, float* delta, float* input, float* y) {
+// Time steps `t` to `t + steps` of some channels into the workspace; returns the largest step size. D is [BLOCK]. What
+// stands beside the last block's channels may be anything, and must not be taken for a step size.
+ISA_INLINE float load_steps(const Layout& layout, const Stage& stage, int64_t t, int64_t steps, int64_t first,
+                            int64_t channels, const float* D, float* delta, float* input, float* y) {
   Vec largest = {};
   for (int64_t i = 0; i < steps; ++i) {
-    const float* u_row = stage.xz + (t + i) * layout.xz + first;
-    const float* delta_row = stage.y + (t + i) * layout.dim + first;
+    const float* u_row = stage.x + layout.at(first) + (t + i) * BLOCK;
+    const float* delta_row = stage.y + layout.at(first) + (t + i) * BLOCK;
     for (int64_t c = 0; c < channels; c += W) {
-      const int64_t lanes = channels - c, at = i * BLOCK + c;
-      const Vec d = softplus(load_part(delta_row + c, lanes)), u = load_part(u_row + c, lanes);
+      if (c % LINE == 0) __builtin_prefetch(u_row + CHUNK * BLOCK + c);
+      const int64_t at = i * BLOCK + c;
+      const Vec d = softplus(load_part(delta_row + c, channels - c)), u = load(u_row + c);
       largest = larger(d, largest);
       store(delta + at, d);
       store(input + at, d * u);
-      store(y + at, load_part(layer.D + first + c, lanes) * u);
+      store(y + at, load(D + c) * u);
     }
   }
   return lane_max(largest);
@@ -116,6 +135,8 @@ ISA_INLINE void scan_channels(const StepArgs& model, int64_t l, const Layout& la
   float* y = input + CHUNK * BLOCK;      // [CHUNK][BLOCK]
   float* A2 = y + CHUNK * BLOCK;         // [state][BLOCK]
   float* h = A2 + N * BLOCK;             // [state][BLOCK]
+  float* D = h + N * BLOCK;              // [BLOCK]
+  for (int64_t c = 0; c < BLOCK; ++c) D[c] = c < channels ? layer.D[first + c] : 0.0f;
   gather_states(A2, layer.A2 + first * N, channels, N, 1.0f);
   const float largest_A2 = largest_magnitude(A2, N * BLOCK);
   for (int64_t s = 0; s < stage.block.segment_count; ++s) {
@@ -127,22 +148,22 @@ ISA_INLINE void scan_channels(const StepArgs& model, int64_t l, const Layout& la
       gather_states(h, states, channels, N, 1.0f);
     for (int64_t t = segment.first, end = t + segment.count; t < end; t += CHUNK) {
       const int64_t steps = end - t < CHUNK ? end - t : CHUNK;
-      const float largest = load_steps(layer, layout, stage, t, steps, first, channels, delta, input, y);
+      const float largest = load_steps(layout, stage, t, steps, first, channels, D, delta, input, y);
       const float* B = stage.projected + t * layout.projected + model.rank;
       if (largest_A2 * largest <= 126.0f)
         forward_chunk<false>(steps, channels, N, delta, input, A2, B, layout.projected, B + N, layout.projected, h, y);
       else
         forward_chunk<true>(steps, channels, N, delta, input, A2, B, layout.projected, B + N, layout.projected, h, y);
       for (int64_t i = 0; i < steps; ++i) {
-        const float* z_row = stage.xz + (t + i) * layout.xz + layout.z + first;
-        float* to = stage.y + (t + i) * layout.dim + first;
+        const float* z_row = stage.z + layout.at(first) + (t + i) * BLOCK;
+        float* to = stage.y + layout.at(first) + (t + i) * BLOCK;
         for (int64_t c = 0; c < channels; c += W) {
           Vec value = load(y + i * BLOCK + c);
           if (gated) {
-            const Vec z = load_part(z_row + c, channels - c);
+            const Vec z = load(z_row + c);
             value *= z * sigmoid(z);
           }
-          store_part(to + c, value, channels - c);
+          store(to + c, value);
         }
       }
     }
@@ -158,7 +179,6 @@ ISA_INLINE void finish_sources(const StepArgs& model, const Layout& layout, cons
   const int64_t hidden = model.hidden, dim = model.dim;
   const Range channels = part_of(dim, thread, threads), outputs = part_of(hidden, thread, threads);
   const Range mine = part_of(block.end_count, thread, threads), all = {0, block.end_count};
-  float* gate = stage.xz + layout.z;
   for (int64_t e = mine.first; e < mine.last; ++e) {
     float* residual = stage.last + e * layout.hidden;
     std::memcpy(residual, stage.residual + block.ends[e] * layout.hidden, sizeof(float) * hidden);
@@ -167,21 +187,22 @@ ISA_INLINE void finish_sources(const StepArgs& model, const Layout& layout, cons
   round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, mine);
   meet();
   const Range gates = {dim + channels.first, dim + channels.last};
-  multiply_block(layer.in_proj, gates, stage.normed, layout.hidden, all, layout, stage, gate - dim, layout.xz, false,
-                 own);
+  multiply_block(layer.in_proj, gates, stage.normed, layout.hidden, BLOCK, all, layout, stage, stage.gate - dim,
+                 layout.last, false, own);
   for (int64_t e = 0; e < block.end_count; ++e) {
-    const float* y = stage.y + block.ends[e] * layout.dim;
-    float* z = gate + e * layout.xz;
+    const float* y = stage.y + block.ends[e] * BLOCK;
+    float* z = stage.gate + e * layout.last;
     for (int64_t c = channels.first; c < channels.last; c += W) {
       const int64_t lanes = channels.last - c;
       const Vec v = load_part(z + c, lanes);
-      store_part(z + c, load_part(y + c, lanes) * (v * sigmoid(v)), lanes);
+      store_part(z + c, load_part(y + layout.at(c), lanes) * (v * sigmoid(v)), lanes);
     }
   }
   meet();
-  round_tokens(layer.out_proj, gate, layout.xz, layout, stage, mine);
+  round_tokens(layer.out_proj, stage.gate, layout.last, layout, stage, mine);
   meet();
-  multiply_block(layer.out_proj, outputs, gate, layout.xz, all, layout, stage, stage.last, layout.hidden, true, own);
+  multiply_block(layer.out_proj, outputs, stage.gate, layout.last, BLOCK, all, layout, stage, stage.last,
+                 layout.hidden, true, own);
   meet();
   for (int64_t e = mine.first; e < mine.last; ++e)
     rms_norm(stage.last + e * layout.hidden, model.norm, hidden, 1, model.epsilon,
@@ -191,44 +212,46 @@ ISA_INLINE void finish_sources(const StepArgs& model, const Layout& layout, cons
 ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, const Stage& stage, const Bench& own,
                                   int64_t thread, int64_t threads) {
   const int64_t hidden = model.hidden, dim = model.dim, projections = model.rank + 2 * model.state;
-  const Range channels = part_of(dim, thread, threads), outputs = part_of(hidden, thread, threads);
   const Range mine = part_of(stage.block.count, thread, threads), all = {0, stage.block.count};
   for (int64_t t = mine.first; t < mine.last; ++t)
     embed(model, stage.block.ids[t], {0, hidden}, stage.residual + t * layout.hidden);
   for (int64_t l = 0; l < model.layer_count; ++l) {
     const Layer& layer = model.layers[l];
     const bool last = l + 1 == model.layer_count;
-    for (int64_t t = mine.first; t < mine.last; ++t)
+    if (thread == 0)
+      for (Pieces* pieces : {stage.inputs, stage.scans, stage.outputs}) pieces->taken = 0;
+    for (int64_t t = mine.first; t < mine.last; ++t) {
       rms_norm(stage.residual + t * layout.hidden, layer.norm, hidden, 1, model.epsilon,
                stage.normed + t * layout.hidden);
-    round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, mine);
-    meet();
-    for (int64_t c = channels.first; c < channels.last; c += BLOCK) {
-      const int64_t end = c + BLOCK < channels.last ? c + BLOCK : channels.last;
-      multiply_block(layer.in_proj, {c, end}, stage.normed, layout.hidden, all, layout, stage, stage.xz, layout.xz,
-                     false, own);
-      convolve_channels(model, l, layout, stage, c, end - c, own);
-      if (!last)
-        multiply_block(layer.in_proj, {dim + c, dim + end}, stage.normed, layout.hidden, all, layout, stage,
-                       stage.xz + layout.z - dim, layout.xz, false, own);
+      round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, {t, t + 1});
     }
     meet();
-    round_tokens(layer.x_proj, stage.xz, layout.xz, layout, stage, mine);
-    multiply_block(layer.x_proj, {0, projections}, stage.xz, layout.xz, mine, layout, stage, stage.projected,
+    for (Range c; take_piece(*stage.inputs, dim, threads, c);) {
+      const int64_t to = layout.at(c.first) - c.first;
+      multiply_block(layer.in_proj, c, stage.normed, layout.hidden, BLOCK, all, layout, stage, stage.x + to, BLOCK,
+                     false, own);
+      convolve_channels(model, l, layout, stage, c.first, c.last - c.first, own);
+      if (!last)
+        multiply_block(layer.in_proj, {dim + c.first, dim + c.last}, stage.normed, layout.hidden, BLOCK, all, layout,
+                       stage, stage.z + to - dim, BLOCK, false, own);
+    }
+    meet();
+    round_channels(layer.x_proj, stage.x, layout, stage, mine, own);
+    multiply_block(layer.x_proj, {0, projections}, stage.x, BLOCK, layout.apart, mine, layout, stage, stage.projected,
                    layout.projected, false, own);
     meet();
-    for (int64_t c = channels.first; c < channels.last; c += BLOCK) {
-      const int64_t end = c + BLOCK < channels.last ? c + BLOCK : channels.last;
-      multiply_block(layer.dt_proj, {c, end}, stage.projected, layout.projected, all, layout, stage, stage.y,
-                     layout.dim, false, own);
-      scan_channels(model, l, layout, stage, c, end - c, !last, own);
+    for (Range c; take_piece(*stage.scans, dim, threads, c);) {
+      multiply_block(layer.dt_proj, c, stage.projected, layout.projected, BLOCK, all, layout, stage,
+                     stage.y + layout.at(c.first) - c.first, BLOCK, false, own);
+      scan_channels(model, l, layout, stage, c.first, c.last - c.first, !last, own);
     }
     meet();
     if (last) break;
-    round_tokens(layer.out_proj, stage.y, layout.dim, layout, stage, mine);
+    round_channels(layer.out_proj, stage.y, layout, stage, mine, own);
     meet();
-    multiply_block(layer.out_proj, outputs, stage.y, layout.dim, all, layout, stage, stage.residual, layout.hidden,
-                   true, own);
+    for (Range r; take_piece(*stage.outputs, hidden, threads, r);)
+      multiply_block(layer.out_proj, r, stage.y, BLOCK, layout.apart, all, layout, stage, stage.residual, layout.hidden,
+                     true, own);
     meet();
   }
   if (stage.block.end_count) finish_sources(model, layout, stage, own, thread, threads);

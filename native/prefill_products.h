@@ -18,7 +18,8 @@ constexpr int BYTE_TILE = W == 16 ? 12 : 4;  // the same, rounded to int8
 constexpr int64_t DEPTH = 256;           // units of 32 bits a row that are laid out at a time: one column, or four
 constexpr int64_t GROUP_UNITS = GROUP / 4;
 
-static_assert(PANEL <= WIDEST_PANEL && DEPTH == UNITS && DEPTH % GROUP_UNITS == 0, "the workspace holds a panel");
+static_assert(PANEL <= WIDEST_PANEL && DEPTH == UNITS, "the workspace holds a panel");
+static_assert(DEPTH % GROUP_UNITS == 0 && DEPTH % BLOCK == 0, "whole groups and blocks are laid out");
 
 struct Nibbles {
   uint8_t pair;
@@ -190,30 +191,45 @@ ISA_INLINE void group_tile(const float* panel, int64_t depth, const float* facto
   }
 }
 
-// What a matrix is multiplied with: `count` tokens, in int8 with a scale each where the matrix is rounded.
+// What a matrix is multiplied with: `count` tokens, in int8 with a scale each where the matrix is rounded. Of floats,
+// BLOCK columns are neighbours, and `apart` floats lie between the first of them and those of the next block.
 struct Tokens {
   const float* x;
   const int8_t* bytes;
   const float* scales;
   int64_t row, byte_row, count;
+  int64_t apart = BLOCK;
 };
 
+// Adds the products of N tokens' units `first` to `first + depth` with a panel of them.
 template <int64_t Kind, int N>
-ISA_INLINE void add_tile(const Desk& desk, int64_t depth, const Tokens& in, int64_t t, int64_t first) {
+ISA_INLINE void add_tile(const Desk& desk, const float* panel, int64_t depth, const Tokens& in, int64_t t,
+                         int64_t first) {
   float* sums = desk.sums + t * PANEL;
   if constexpr (Kind == INT8)
-    byte_tile<N>(desk.panel, depth, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
+    byte_tile<N>(panel, depth, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
   else if constexpr (Kind == INT4)
-    group_tile<N>(desk.panel, depth, desk.factors, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
+    group_tile<N>(panel, depth, desk.factors, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
   else
-    float_tile<N>(desk.panel, depth, in.x + t * in.row + first, in.row, sums, PANEL);
+    float_tile<N>(panel, depth, in.x + t * in.row + first / BLOCK * in.apart + first % BLOCK, in.row, sums, PANEL);
+}
+
+// The same for all tokens.
+template <int64_t Kind>
+ISA_INLINE void add_tiles(const Desk& desk, const float* panel, int64_t depth, const Tokens& in, int64_t first) {
+  constexpr int MOST = Kind == INT8 || Kind == INT4 ? BYTE_TILE : TILE;
+  int64_t t = 0;
+  for (; t + MOST <= in.count; t += MOST) add_tile<Kind, MOST>(desk, panel, depth, in, t, first);
+  for (; t + 4 <= in.count; t += 4) add_tile<Kind, 4>(desk, panel, depth, in, t, first);
+  for (; t + 2 <= in.count; t += 2) add_tile<Kind, 2>(desk, panel, depth, in, t, first);
+  for (; t < in.count; ++t) add_tile<Kind, 1>(desk, panel, depth, in, t, first);
 }
 
 // Adds up the products of all tokens with rows r to r + rows. T is how the matrix is stored.
 template <int64_t Kind, class T>
 ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int64_t r, int64_t rows, const Tokens& in,
                           const Desk& desk) {
-  constexpr int MOST = Kind == INT8 || Kind == INT4 ? BYTE_TILE : TILE;
+  constexpr bool BYTES_THERE = Kind == INT8 || Kind == INT4;
   std::memset(desk.sums, 0, sizeof(float) * in.count * PANEL);
   for (int64_t first = 0; first < units; first += DEPTH) {
     const int64_t depth = units - first < DEPTH ? units - first : DEPTH;
@@ -228,11 +244,9 @@ ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int6
         for (int64_t i = 0; i < PANEL; ++i)
           desk.factors[g * PANEL + i] = as_float(scale[(i < rows ? i : 0) * groups + g]);
     }
-    int64_t t = 0;
-    for (; t + MOST <= in.count; t += MOST) add_tile<Kind, MOST>(desk, depth, in, t, first);
-    for (; t + 4 <= in.count; t += 4) add_tile<Kind, 4>(desk, depth, in, t, first);
-    for (; t + 2 <= in.count; t += 2) add_tile<Kind, 2>(desk, depth, in, t, first);
-    for (; t < in.count; ++t) add_tile<Kind, 1>(desk, depth, in, t, first);
+    const int64_t run = BYTES_THERE || in.apart == BLOCK ? depth : BLOCK;  // of neighbouring columns
+    for (int64_t u = 0; u < depth; u += run)
+      add_tiles<Kind>(desk, desk.panel + u * PANEL, depth - u < run ? depth - u : run, in, first + u);
   }
 }
 

@@ -9,12 +9,13 @@ namespace ISA_NAMESPACE {
 ISA_INLINE void rms_norm(const float* x, const float* weight, int64_t count, int64_t batch, double epsilon,
                          float* to) {
   for (int64_t b = 0; b < batch; ++b, x += count, to += count) {
-    Vec squares = {};
-    for (int64_t i = 0; i < count; i += W) {
-      const Vec v = load_part(x + i, count - i);
-      squares += v * v;
-    }
-    const float mean = lane_sum(squares) / static_cast<float>(count);
+    constexpr int CHAINS = 4;  // so that none waits for itself
+    Vec squares[CHAINS] = {};
+    int64_t j = 0;
+    for (; j + CHAINS * W <= count; j += CHAINS * W)
+      for (int k = 0; k < CHAINS; ++k) squares[k] = multiply_add(load(x + j + k * W), load(x + j + k * W), squares[k]);
+    for (; j < count; j += W) squares[0] += load_part(x + j, count - j) * load_part(x + j, count - j);
+    const float mean = lane_sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<float>(count);
     const float factor = 1.0f / std::sqrt(mean + static_cast<float>(epsilon));
     for (int64_t i = 0; i < count; i += W)
       store_part(to + i, load_part(x + i, count - i) * factor * load_part(weight + i, count - i), count - i);

@@ -112,21 +112,15 @@ ISA_INLINE Vec exp2_below(Vec x) { return exp2<false>(larger(splat(-126.0f), x))
 ISA_INLINE Vec exp(Vec x) { return exp2<>(x * 1.442695041f); }
 ISA_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
 
-// log(1 + exp(x)) = max(x, 0) + log1p(y) with y = exp(-|x|) in (0, 1]. Halving 1 + y where it exceeds sqrt(2) leaves
-// an argument 1 + f whose f is exact, so small results keep their relative accuracy.
+// log(1 + exp(x)) = max(x, 0) + log(1 + y) with y = exp(-|x|) in (0, 1], and log(1 + y) = 2 artanh(z), z = y / (2 + y)
+// in (0, 1/3]: a polynomial in z^2, times z, so that small results keep their relative accuracy.
 ISA_INLINE Vec softplus(Vec x) {
-  const Vec y = exp(x > 0.0f ? -x : x);
-  const IntVec upper = y > 0.41421356f;
-  const Vec f = upper ? (y - 1.0f) * 0.5f : y;
-  Vec p = splat(8.700268427e-2f);
-  p = p * f - 1.426746354e-1f;
-  p = p * f + 1.491481010e-1f;
-  p = p * f - 1.657758761e-1f;
-  p = p * f + 1.996306046e-1f;
-  p = p * f - 2.500133699e-1f;
-  p = p * f + 3.333391081e-1f;
-  const Vec log1p_f = f - f * f * (0.5f - p * f);
-  return (x > 0.0f ? x : Vec{}) + (upper ? log1p_f + 0.6931471806f : log1p_f);
+  const Vec y = exp2_below(magnitude(x) * -1.442695041f), z = y / (y + 2.0f), w = z * z;
+  Vec p = splat(2.802763957e-1f);
+  p = p * w + 2.799817326e-1f;
+  p = p * w + 4.002179085e-1f;
+  p = p * w + 6.666641047e-1f;
+  return z * p * w + (z * 2.0f + larger(splat(0.0f), x));
 }
 
 }  // namespace ISA_NAMESPACE
