@@ -7,8 +7,8 @@ Time whole answers of T5, Mamba and MambaFormer side by side: transformers, CTra
 True sizes, random weights, so many new tokens without an early end: the time does not depend on what the weights say.
 All take turns within every round, each in a process of its own, so that whatever else the machine does meets them
 alike; medians are compared. A turn goes on for `--turn-seconds`, so that short answers are not told by a single one.
-Beside them stand the reading speed and GEMM rate of the machine in the same run. A contestant that cannot take part is
-named with the reason. Further parts: throughput by batch size, and EMamba on long sources.
+Beside them stand the reading speed and GEMM rates of the machine in the same run. A contestant that cannot take part
+is named with the reason. Further parts: throughput by batch size, and EMamba on long sources.
 Writes `benchmarks/results/latency.json`, `latency.md` and plots.
 """
 
@@ -46,6 +46,20 @@ def gemm_speed(device: str) -> float:
     for _ in range(GEMM_REPEATS):
         start = time.perf_counter()
         (left @ right)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * GEMM_SIZE**3 / best
+
+
+def int8_speed(device: str) -> float:
+    """Operations a second in PyTorch's own int8 product of two large matrices, the best of some; on a CPU alone."""
+    if device != "cpu":
+        return gemm_speed(device)
+    weights = torch.quantize_per_tensor(torch.ones(GEMM_SIZE, GEMM_SIZE), 1.0, 0, torch.qint8)
+    packed, values = torch.ops.quantized.linear_prepack(weights, None), torch.ones(GEMM_SIZE, GEMM_SIZE)
+    best = float("inf")
+    for _ in range(GEMM_REPEATS):
+        start = time.perf_counter()
+        torch.ops.quantized.linear_dynamic(values, packed)
         best = min(best, time.perf_counter() - start)
     return 2 * GEMM_SIZE**3 / best
 
@@ -143,9 +157,15 @@ class Run:
         return {**middle, "peak_bytes": max(x.get("peak_bytes") or 0 for x in answers) or None}
 
     def measure_speeds(self) -> None:
-        """The machine's reading speed and GEMM rate now."""
+        """The machine's reading speed and its rates of products now."""
         device = self.arguments.device
-        self.speeds.append({"bytes_per_second": device_reading_speed(device), "gemm_flops": gemm_speed(device)})
+        self.speeds.append(
+            {
+                "bytes_per_second": device_reading_speed(device),
+                "gemm_flops": gemm_speed(device),
+                "int8_ops": int8_speed(device),
+            }
+        )
 
     def over_budget(self, more: float = 0.0) -> bool:
         """Whether the budget of minutes is spent, or would be after some `more`."""

@@ -133,6 +133,7 @@ class OurMambaFormer(TorchEngine):
         return {
             **figures,
             "step_bytes": packed.step_bytes if packed else None,
+            "rounded": self.weights != "float32",
             "source_products": sum(x.in_features * x.out_features for x in layers),
             "encoder_products": sum(x.in_features * x.out_features for x in encoder),
             "encoder_pair_products": 2 * inner * model.et5.config.num_layers,

@@ -3,7 +3,8 @@
 From the latency benchmark's single answers to medians, ratios, targets, and the least time that the machine allows.
 
 The least time reads each weight of a decoding step once at the measured reading speed, and makes the products of a
-source at the measured float32 GEMM rate; all else is taken to cost nothing.
+source at the rate measured for large matrices of float32, or of int8 where its weights are rounded; all else is taken
+to cost nothing.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def least_times(name: str, length: int, new_tokens: int, summary: Summary, loade
     The least `seconds`, `first` and `decode` that the machine allows one of ours; empty where it is not known.
 
     Args:
-        speeds: `bytes_per_second` and `gemm_flops`.
+        speeds: `bytes_per_second`, `gemm_flops` and `int8_ops`.
     """
     if name == MIXTURE:
         parts = [least_times(one, length, new_tokens, summary, loaded, speeds) for one in ("closed", "quarter")]
@@ -113,12 +114,13 @@ def least_times(name: str, length: int, new_tokens: int, summary: Summary, loade
     engine = loaded.get(CONTESTANTS[name].engine, {})
     if not engine.get("step_bytes"):
         return {}
-    read, multiply = speeds["bytes_per_second"], speeds["gemm_flops"]
+    read, multiply = speeds["bytes_per_second"], speeds["int8_ops" if engine["rounded"] else "gemm_flops"]
     step = engine["step_bytes"] / read
     figures, asked = {"first": 2 * engine["source_products"] * length / multiply + step}, summary[name][length]
     figures["decode"] = (new_tokens - 1) * step
-    products = engine["encoder_products"] * length + engine["encoder_pair_products"] * length**2
-    et5 = asked.get("encoder_calls", 0) * 2 * products / multiply
+    encoder = engine["encoder_products"] * length / multiply
+    encoder += engine["encoder_pair_products"] * length**2 / speeds["gemm_flops"]
+    et5 = asked.get("encoder_calls", 0) * 2 * encoder
     et5 += asked.get("et5_passes", 0) * engine["pass_bytes"] / read
     return {**figures, "seconds": figures["first"] + figures["decode"] + et5}
 

@@ -294,12 +294,14 @@ def test_targets_are_compared_by_ratio():
 
 def test_the_least_time_reads_weights_and_makes_products_once():
     engine = {"step_bytes": 10, "source_products": 3, "encoder_products": 5, "encoder_pair_products": 2}
-    loaded = {"mambaformer": {**engine, "pass_bytes": 40}}
+    loaded = {"mambaformer": {**engine, "pass_bytes": 40, "rounded": True}}
     summary = {"bursts": {4: {"encoder_calls": 1, "et5_passes": 2}}, "closed": {4: {}}}
-    speeds = {"bytes_per_second": 20, "gemm_flops": 8}
+    speeds = {"bytes_per_second": 20, "gemm_flops": 8, "int8_ops": 16}
+    assert least_times("closed", 4, 3, summary, loaded, speeds) == {"first": 2.0, "decode": 1.0, "seconds": 3.0}
+    et5 = 2 * (5 * 4 / 16 + 2 * 16 / 8) + 2 * 40 / 20
+    assert least_times("bursts", 4, 3, summary, loaded, speeds)["seconds"] == 3.0 + et5
+    loaded["mambaformer"]["rounded"] = False
     assert least_times("closed", 4, 3, summary, loaded, speeds) == {"first": 3.5, "decode": 1.0, "seconds": 4.5}
-    et5 = 2 * (5 * 4 + 2 * 16) / 8 + 2 * 40 / 20
-    assert least_times("bursts", 4, 3, summary, loaded, speeds)["seconds"] == 4.5 + et5
     assert least_times("t5-large", 4, 3, {"t5-large": {4: {}}}, {}, speeds) == {}
 
 
