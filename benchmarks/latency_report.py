@@ -108,8 +108,8 @@ def describe(run: Run, speeds: Figures) -> str:
         "there were more.",
         f"Meanwhile the machine read {speeds['bytes_per_second'] / GIGA:.1f} GB/s and multiplied float32 matrices at "
         f"{speeds['gemm_flops'] / GIGA:.0f} GFLOP/s, int8 ones at {speeds['int8_ops'] / GIGA:.0f} GOP/s, the best of "
-        f"all rounds; in the slowest, {slowest['bytes_per_second'] / GIGA:.1f} GB/s, {slowest['gemm_flops'] / GIGA:.0f} "
-        f"GFLOP/s and {slowest['int8_ops'] / GIGA:.0f} GOP/s.",
+        f"all rounds; in the slowest, {slowest['bytes_per_second'] / GIGA:.1f} GB/s, "
+        f"{slowest['gemm_flops'] / GIGA:.0f} GFLOP/s and {slowest['int8_ops'] / GIGA:.0f} GOP/s.",
         "MambaFormer is flan-t5-base and Mamba-130m, both in int8. Gate and router are computed as in use; which "
         "tokens go to ET5 is set from outside, because random weights route at random.",
         f'"Gate open for {OPEN:.0%}" is {1 - OPEN:g} of the time with the gate closed and {OPEN:g} of the time with '
