@@ -1,0 +1,111 @@
+# Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
+"""
+Time one routed pass of ET5's decoder at flan-t5-base's size: transformers' modules, and ours in one compiled call.
+
+    python -m mambaformer.benchmarks.et5_pass --lengths 64 512 --positions 1 5 20 --rounds 15
+
+A pass computes the position that asks and those that ET5 has skipped since it last spoke. Weights are random: the time
+of a pass does not depend on them. All take turns within every round, so that whatever else the machine does meets them
+alike; medians are compared. Beside them stands the time in which the machine can read what a pass has to: the weights,
+and the source's keys and values, by the best reading speed measured in the same run.
+Writes `benchmarks/results/et5_pass.json` and `et5_pass.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import T5ForConditionalGeneration
+
+from ..modeling_mambaformer.et5_pass import ET5_FORMATS, ET5Decoder
+from ..modeling_mambaformer.lazy_et5 import LazyET5State
+from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY
+from ..modeling_mambaformer.sources import Sources
+from .decode_step import GIGABYTE, reading_speed
+from .latency_peers import random_t5
+from .machine import command_line, write_table
+
+MODULES = "transformers' modules, float32"
+BEFORE = 32  # positions that ET5 has read before the pass
+
+Pass = Callable[[int], object]
+
+
+def passes(et5: T5ForConditionalGeneration, length: int, decoder: ET5Decoder | None) -> tuple[Pass, int]:
+    """A pass over so many positions of one answer to a source of `length`, and the bytes of what it keeps of that."""
+    vocab = et5.config.vocab_size
+    state = LazyET5State(Sources.build(torch.randint(2, vocab, (1, length)), None, vocab), torch.zeros(1).long())
+    row, answer = torch.zeros(1).long(), torch.randint(2, vocab, (1, 2 * BEFORE))
+    state.encode(et5, row)
+    state.decode(et5, answer, row, BEFORE, BEFORE - 1, decoder)
+
+    def run(positions: int) -> None:
+        state.reached.fill_(BEFORE)
+        state.decode(et5, answer, row, BEFORE + positions, BEFORE + positions - 1, decoder)
+
+    return run, sum(x.nbytes for pair in state.cross for x in pair)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Parse arguments, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 512], help="tokens of the source")
+    parser.add_argument("--positions", type=int, nargs="+", default=[1, 5, 20], help="of a pass")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sizes", choices=("true", "tiny"), default="true")
+    parser.add_argument("--name", default="et5_pass", help="name of the result files")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    et5 = random_t5(arguments.sizes, "flan-t5-base")
+    decoders: dict[str, ET5Decoder | None] = {MODULES: None}
+    weights = {MODULES: sum(x.nbytes for part in (et5.decoder.block, et5.lm_head) for x in part.parameters())}
+    for weight_format in ET5_FORMATS if DECODE_LIBRARY is not None else ():
+        name, decoder = f"compiled pass, {weight_format}", ET5Decoder(weight_format)
+        decoders[name], weights[name] = decoder, decoder.packed(et5, check=False).pass_bytes
+    runs = {(name, length): passes(et5, length, it) for name, it in decoders.items() for length in arguments.lengths}
+    times: dict[tuple[str, int, int], list[float]] = {}
+    speeds = []
+    for turn in range(arguments.rounds + 1):
+        speeds.append(reading_speed())
+        for (name, length), (run, _) in runs.items():
+            for positions in arguments.positions:
+                run(positions)
+                start = time.perf_counter()
+                run(positions)
+                if turn:
+                    spent = 1000 * (time.perf_counter() - start)
+                    times.setdefault((name, length, positions), []).append(spent)
+    rows: list[list[object]] = []
+    for (name, length), (_, kept) in runs.items():
+        limit = 1000 * (weights[name] + kept) / max(speeds)
+        row: list[object] = [name, length, round((weights[name] + kept) / 2**20), round(limit, 2)]
+        for positions in arguments.positions:
+            median = statistics.median(times[name, length, positions])
+            row += [round(median, 2), round(median / limit, 2)]
+        rows.append(row)
+    columns = ["Pass", "Source tokens", "Read, MiB", "limit, ms"]
+    for positions in arguments.positions:
+        columns += [f"ms, {positions} position{'s' * (positions > 1)}", "x limit"]
+    result: dict[str, object] = {
+        "command": command_line("et5_pass", arguments),
+        "columns": columns,
+        "rows": rows,
+        "note": f"Decoder and head of flan-t5-base's size, one row, {BEFORE} positions before the pass, "
+        f"{arguments.threads} thread(s); medians of {arguments.rounds} rounds, taking turns. Limit: weights and the "
+        f"source's keys and values read at the best reading speed of this run, {max(speeds) / GIGABYTE:.1f} GB/s "
+        f"(slowest round {min(speeds) / GIGABYTE:.1f}).",
+        "arguments": vars(arguments),
+        "bytes_per_second": speeds,
+        "milliseconds": {" / ".join(map(str, key)): values for key, values in times.items()},
+    }
+    write_table(arguments.name, result)
+
+
+if __name__ == "__main__":
+    main()
