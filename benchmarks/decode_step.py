@@ -26,7 +26,7 @@ from ..modeling_mambaformer.emamba_decoder import EMambaDecoder
 from ..modeling_mambaformer.mamba_mixer import use_selective_scan
 from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY, WEIGHT_FORMATS
 from ..modeling_mambaformer.quantized_modules import round_emamba
-from .machine import command_line, write_table
+from .machine import best_seconds, command_line, write_table
 
 LIBRARY_MODULES, OUR_MODULES = "transformers' modules, float32", "our modules, float32"
 STREAM_BYTES = 256 * 2**20
@@ -37,12 +37,7 @@ def reading_speed(repeats: int = 7) -> float:
     """Bytes a second at which this many threads read memory, the best of `repeats`."""
     values = torch.ones(STREAM_BYTES // 4)
     values.sum()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        values.sum()
-        times.append(time.perf_counter() - start)
-    return values.nbytes / min(times)
+    return values.nbytes / best_seconds(values.sum, repeats)
 
 
 def modules_step(model: MambaForCausalLM, ids: torch.Tensor) -> Callable[[], object]:

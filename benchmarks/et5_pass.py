@@ -19,20 +19,25 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from transformers import T5ForConditionalGeneration
 
 from ..modeling_mambaformer.et5_pass import ET5_FORMATS, ET5Decoder
 from ..modeling_mambaformer.lazy_et5 import LazyET5State
 from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from ..modeling_mambaformer.sources import Sources
-from .decode_step import GIGABYTE, reading_speed
+from .decode_step import GIGABYTE, LIBRARY_MODULES, reading_speed
 from .latency_peers import random_t5
 from .machine import command_line, write_table
 
-MODULES = "transformers' modules, float32"
 BEFORE = 32  # positions that ET5 has read before the pass
 
 Pass = Callable[[int], object]
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Bytes of its parameters."""
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def passes(et5: T5ForConditionalGeneration, length: int, decoder: ET5Decoder | None) -> tuple[Pass, int]:
@@ -63,8 +68,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     et5 = random_t5(arguments.sizes, "flan-t5-base")
-    decoders: dict[str, ET5Decoder | None] = {MODULES: None}
-    weights = {MODULES: sum(x.nbytes for part in (et5.decoder.block, et5.lm_head) for x in part.parameters())}
+    decoders: dict[str, ET5Decoder | None] = {LIBRARY_MODULES: None}
+    weights = {LIBRARY_MODULES: sum(map(parameter_bytes, (et5.decoder.block, et5.lm_head)))}
+    for block in et5.decoder.block:  # whose keys and values of the source were made before the pass
+        attention = block.layer[1].EncDecAttention
+        weights[LIBRARY_MODULES] -= parameter_bytes(attention.k) + parameter_bytes(attention.v)
     for weight_format in ET5_FORMATS if DECODE_LIBRARY is not None else ():
         name, decoder = f"compiled pass, {weight_format}", ET5Decoder(weight_format)
         decoders[name], weights[name] = decoder, decoder.packed(et5, check=False).pass_bytes

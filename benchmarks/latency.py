@@ -29,6 +29,7 @@ from .latency_contestants import CONTESTANTS, SIZES
 from .latency_pool import Pool
 from .latency_process import EngineError
 from .latency_report import write_report
+from .machine import best_seconds
 
 GEMM_SIZE, GEMM_REPEATS = 1024, 5
 BATCHES = (1, 4, 16)
@@ -42,12 +43,7 @@ Figures = dict[str, Any]
 def gemm_speed(device: str) -> float:
     """Float32 operations a second in a product of two large matrices, the best of some."""
     left, right = (torch.ones(GEMM_SIZE, GEMM_SIZE, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(GEMM_REPEATS):
-        start = time.perf_counter()
-        (left @ right)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * GEMM_SIZE**3 / best
+    return 2 * GEMM_SIZE**3 / best_seconds(lambda: (left @ right)[0, 0].item(), GEMM_REPEATS)
 
 
 def int8_speed(device: str) -> float:
@@ -56,24 +52,15 @@ def int8_speed(device: str) -> float:
         return gemm_speed(device)
     weights = torch.quantize_per_tensor(torch.ones(GEMM_SIZE, GEMM_SIZE), 1.0, 0, torch.qint8)
     packed, values = torch.ops.quantized.linear_prepack(weights, None), torch.ones(GEMM_SIZE, GEMM_SIZE)
-    best = float("inf")
-    for _ in range(GEMM_REPEATS):
-        start = time.perf_counter()
-        torch.ops.quantized.linear_dynamic(values, packed)
-        best = min(best, time.perf_counter() - start)
-    return 2 * GEMM_SIZE**3 / best
+    return 2 * GEMM_SIZE**3 / best_seconds(lambda: torch.ops.quantized.linear_dynamic(values, packed), GEMM_REPEATS)
 
 
 def device_reading_speed(device: str) -> float:
     """Bytes a second at which the device reads its memory, the best of some."""
     if device == "cpu":
         return reading_speed()
-    values, best = torch.ones(2**28, device=device), float("inf")
-    for _ in range(7):
-        start = time.perf_counter()
-        values.sum().item()
-        best = min(best, time.perf_counter() - start)
-    return values.nbytes / best
+    values = torch.ones(2**28, device=device)
+    return values.nbytes / best_seconds(lambda: values.sum().item(), 7)
 
 
 def median_answer(answers: list[Figures]) -> Figures:

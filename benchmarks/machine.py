@@ -6,12 +6,24 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..trainer.machine import describe_machine
 from .report import any_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def best_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Seconds that `call` takes, the best of `repeats`."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def command_line(benchmark: str, arguments: argparse.Namespace) -> str:

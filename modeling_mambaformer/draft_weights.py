@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 LIKELY = 0.3  # chance of being right from which on a proposed token is worth its reading
 
 
+@functools.cache
 def last_cache() -> int:
     """Bytes of the processor's largest cache, as Linux tells them in KiB; else what is usual."""
     try:
@@ -27,9 +29,6 @@ def last_cache() -> int:
     return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K") and size[:-1].isdigit()), default=2**25)
 
 
-CACHE = last_cache()
-
-
 def heads_pay(emamba: PackedWeights) -> bool:
     """
     Whether it is the reading of its weights that EMamba's step waits for.
@@ -37,7 +36,7 @@ def heads_pay(emamba: PackedWeights) -> bool:
     Where they stay in the processor's cache, a further token costs about half of a first one, and the heads' own work
     more than what they save.
     """
-    return 2 * emamba.step_bytes > CACHE
+    return 2 * emamba.step_bytes > last_cache()
 
 
 class DraftArgs(ctypes.Structure):

@@ -18,6 +18,7 @@ from .emamba_decoder import EMambaDecoder, cached_states, may_run
 from .emamba_stream import read_source
 from .packed_weights import DECODE_LIBRARY, STORED, PackedWeights, StepArgs
 from .sources import Sources
+from .state_log import pointers_to
 
 PREFILL_ABI = 1
 
@@ -109,13 +110,11 @@ def run_prefill(
     ids, lengths = ids.contiguous(), lengths.to(torch.long).contiguous()
     if lengths.shape != (rows,):
         raise ValueError(f"lengths have shape {tuple(lengths.shape)}: give one for each of the {rows} rows.")
-    pointers = ctypes.c_void_p * len(states)
     args = PrefillArgs(model=packed.args, lengths=lengths.data_ptr(), width=width, block=block)
     model = args.model
     hidden = torch.empty(rows, model.hidden, dtype=torch.float32)
     model.ids, model.hidden_out, model.batch = ids.data_ptr(), hidden.data_ptr(), rows
-    model.windows = pointers(*[window.data_ptr() for window in windows])
-    model.states = pointers(*[state.data_ptr() for state in states])
+    model.windows, model.states = pointers_to(windows), pointers_to(states)
     model.window_format, model.threads = STORED[windows[0].dtype], torch.get_num_threads()
     if seconds is not None:
         args.product_seconds = ctypes.addressof(seconds)

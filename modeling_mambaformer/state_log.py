@@ -54,9 +54,8 @@ class StateLog:
 
 def pointers_to(layers: list[Tensor] | Tensor) -> ctypes.Array:
     """The addresses of the parts of a list or of one tensor."""
+    pointers = ctypes.c_void_p * len(layers)
     if isinstance(layers, Tensor):
         first, size = layers.data_ptr(), layers.stride(0) * layers.itemsize
-        places = list(range(first, first + size * len(layers), size))
-    else:
-        places = [layer.data_ptr() for layer in layers]
-    return (ctypes.c_void_p * len(places))(*places)
+        return pointers(*range(first, first + size * len(layers), size))
+    return pointers(*[layer.data_ptr() for layer in layers])

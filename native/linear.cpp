@@ -74,7 +74,7 @@ int64_t mambaformer_linear_abi() { return 1; }
 int mambaformer_linear(const LinearArgs* pointer) {
   const LinearArgs& args = *pointer;
   const Matrix& matrix = args.matrix;
-  if (matrix.format != INT8 && matrix.format != INT4) return 2;
+  if (!takes_bytes(matrix.format)) return 2;
   if (matrix.rows < 0 || matrix.columns < 1 || matrix.columns > WIDEST || args.tokens < 0) return 2;
   if (args.tokens == 0 || matrix.rows == 0) return 0;
 

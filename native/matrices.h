@@ -42,6 +42,9 @@ struct Apart {
   constexpr int64_t operator[](int64_t r) const { return r < count ? r * step : 0; }
 };
 
+// Whether a matrix is multiplied with vectors rounded to int8. Its own format may be a template's argument.
+constexpr bool takes_bytes(int64_t format) { return format == INT8 || format == INT4; }
+
 // This thread's part of `count` rows or channels.
 [[maybe_unused]] Range part_of(int64_t count, int64_t thread, int64_t threads) {
   const int64_t spans = (count + SPAN - 1) / SPAN;

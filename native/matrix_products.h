@@ -219,7 +219,7 @@ ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, 
 // Rounds some rows of x where the matrix is rounded; bytes and scales are counted as those of x are.
 ISA_INLINE void round_rows(const Matrix& matrix, const float* x, int64_t x_row, const Range& rows, int8_t* bytes,
                            int64_t byte_row, float* scales) {
-  if (matrix.format != INT8 && matrix.format != INT4) return;
+  if (!takes_bytes(matrix.format)) return;
   for (int64_t r = rows.first; r < rows.last; ++r)
     scales[r] = round_to_bytes(x + r * x_row, matrix.columns, filled(matrix.columns), bytes + r * byte_row);
 }

@@ -48,21 +48,18 @@ struct TokenBlock {
   int64_t segment_count, count, end_count;
 };
 
-// Floats of a token's channels, whole blocks of them.
-constexpr int64_t gathered_row(int64_t dim) { return spread((dim + BLOCK - 1) / BLOCK * BLOCK); }
-
 // Floats between neighbouring rows, `bytes` in bytes; and between blocks of channels, which lie one behind another with
-// rows of BLOCK, so that what is done to some channels through time reads memory in its order.
+// rows of BLOCK, so that what is done to some channels through time reads memory in its order. `dim` has room for whole
+// blocks.
 struct Layout {
-  int64_t hidden, projected, last, row, bytes, apart, blocks;
+  int64_t blocks, hidden, projected, dim, bytes, apart;
   Layout(const StepArgs& model, int64_t tokens)
-      : hidden(spread(model.hidden)),
+      : blocks((model.dim + BLOCK - 1) / BLOCK),
+        hidden(spread(model.hidden)),
         projected(spread(model.rank + 2 * model.state)),
-        last(spread(model.dim)),
-        row(gathered_row(model.dim)),
+        dim(spread(blocks * BLOCK)),
         bytes(4 * spread(filled(model.hidden > model.dim ? model.hidden : model.dim) / 4)),
-        apart(spread(tokens * BLOCK)),
-        blocks((model.dim + BLOCK - 1) / BLOCK) {}
+        apart(spread(tokens * BLOCK)) {}
   int64_t at(int64_t channel) const { return channel / BLOCK * apart + channel % BLOCK; }
 };
 
@@ -90,18 +87,18 @@ struct Bench {
   double* seconds;
 };
 
-int64_t bench_size(const StepArgs& model, int64_t tokens) {
+int64_t bench_size(const StepArgs& model, const Layout& layout, int64_t tokens) {
   return desk_size(tokens) + whole_lines((3 * CHUNK + 2 * model.state + 1) * BLOCK) +
-         whole_lines((3 * model.kernel + 1) * BLOCK) + AT_ONCE * gathered_row(model.dim);
+         whole_lines((3 * model.kernel + 1) * BLOCK) + AT_ONCE * layout.dim;
 }
 
-Bench make_bench(const StepArgs& model, int64_t tokens, float* memory, double* seconds) {
+Bench make_bench(const StepArgs& model, const Layout& layout, int64_t tokens, float* memory, double* seconds) {
   Arena arena(memory);
   Bench bench;
   bench.desk = take_desk(arena, tokens);
   bench.scan = arena.take((3 * CHUNK + 2 * model.state + 1) * BLOCK);
   bench.conv = arena.take((3 * model.kernel + 1) * BLOCK);
-  bench.rows = arena.take(AT_ONCE * gathered_row(model.dim));
+  bench.rows = arena.take(AT_ONCE * layout.dim);
   bench.seconds = seconds;
   return bench;
 }
@@ -188,11 +185,11 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   const int64_t layer = model.dim * (3 * model.hidden + 2 * model.rank + 10 * model.state);
   const int64_t threads = thread_count(args.model.threads, (model.dim + SPAN - 1) / SPAN, tokens * layer);
   const Layout layout(model, tokens);
-  const int64_t own = bench_size(model, tokens), carry = model.layer_count * model.kernel * model.dim;
+  const int64_t own = bench_size(model, layout, tokens), carry = model.layer_count * model.kernel * model.dim;
   const int64_t rows = 2 * layout.hidden + layout.projected + layout.bytes / 4;
   const int64_t block_size = whole_lines(tokens * static_cast<int64_t>(sizeof(Segment) / sizeof(float))) +
                              3 * whole_lines(2 * tokens);
-  const int64_t channels = 3 * layout.blocks * layout.apart, ends = lasts * (layout.hidden + layout.last);
+  const int64_t channels = 3 * layout.blocks * layout.apart, ends = lasts * (layout.hidden + layout.dim);
   Buffer workspace(tokens * rows + channels + ends + whole_lines(tokens) + whole_lines(carry) + block_size +
                    threads * own + LINE);
   if (!workspace.data) return 1;
@@ -204,7 +201,7 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   for (float** part : {&stage.x, &stage.z, &stage.y}) *part = arena.take(layout.blocks * layout.apart);
   stage.bytes = reinterpret_cast<int8_t*>(arena.take(tokens * layout.bytes / 4));
   stage.last = arena.take(lasts * layout.hidden);
-  stage.gate = arena.take(lasts * layout.last);
+  stage.gate = arena.take(lasts * layout.dim);
   stage.scales = arena.take(tokens);
   stage.carry = arena.take(carry);
   stage.block.segments = reinterpret_cast<Segment*>(arena.take(tokens * sizeof(Segment) / sizeof(float)));
@@ -219,7 +216,8 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   {
     const FlushDenormals flush;
     const int64_t thread = thread_index();
-    const Bench bench = make_bench(model, tokens, benches + thread * own, thread == 0 ? args.product_seconds : nullptr);
+    double* seconds = thread == 0 ? args.product_seconds : nullptr;
+    const Bench bench = make_bench(model, layout, tokens, benches + thread * own, seconds);
     int64_t row = 0, at = 0;  // of the first thread
     for (int64_t i = 0; i < block_count; ++i) {
       if (thread == 0) cut(args, tokens, row, at, stage.block);

@@ -17,37 +17,43 @@ ISA_INLINE void round_tokens(const Matrix& matrix, const float* x, int64_t row, 
 // The same of rows in blocks of channels.
 ISA_INLINE void round_channels(const Matrix& matrix, const float* x, const Layout& layout, const Stage& stage,
                                const Range& tokens, const Bench& own) {
-  if (matrix.format != INT8 && matrix.format != INT4) return;
+  if (!takes_bytes(matrix.format)) return;
   for (int64_t first = tokens.first; first < tokens.last; first += AT_ONCE) {
     const int64_t count = tokens.last - first < AT_ONCE ? tokens.last - first : AT_ONCE;
     for (int64_t b = 0; b < layout.blocks; ++b)
       for (int64_t t = 0; t < count; ++t) {
         const float* from = x + b * layout.apart + (first + t) * BLOCK;
-        std::memcpy(own.rows + t * layout.row + b * BLOCK, from, sizeof(float) * BLOCK);
+        std::memcpy(own.rows + t * layout.dim + b * BLOCK, from, sizeof(float) * BLOCK);
         for (int64_t c = 0; c < BLOCK; c += LINE) __builtin_prefetch(from + AT_ONCE * BLOCK + c);
       }
-    round_rows(matrix, own.rows, layout.row, {0, count}, stage.bytes + first * layout.bytes, layout.bytes,
+    round_rows(matrix, own.rows, layout.dim, {0, count}, stage.bytes + first * layout.bytes, layout.bytes,
                stage.scales + first);
   }
 }
 
+// A token's numbers for a product: floats from one row to the next, and from a block of columns to the next.
+struct Rows {
+  const float* x;
+  int64_t row, apart = BLOCK;
+};
+
 // The rows `rows` of matrix * tokens + bias, into or onto `to`; the tokens have been rounded where that is due.
-ISA_INLINE void multiply_block(const Matrix& matrix, const Range& rows, const float* x, int64_t x_row,
-                               int64_t x_apart, const Range& tokens, const Layout& layout, const Stage& stage,
-                               float* to, int64_t to_row, bool add, const Bench& own) {
+ISA_INLINE void multiply_block(const Matrix& matrix, const Range& rows, const Rows& from, const Range& tokens,
+                               const Layout& layout, const Stage& stage, float* to, int64_t to_row, bool add,
+                               const Bench& own) {
   const Stopwatch stopwatch(own.seconds);
-  const Tokens in = {x + tokens.first * x_row, stage.bytes + tokens.first * layout.bytes, stage.scales + tokens.first,
-                     x_row, layout.bytes, tokens.last - tokens.first, x_apart};
+  const int64_t first = tokens.first;
+  const Tokens in = {from.x + first * from.row, stage.bytes + first * layout.bytes, stage.scales + first,
+                     from.row, layout.bytes, tokens.last - first, from.apart};
   multiply_tokens(matrix, rows, in, to + tokens.first * to_row, to_row, add, own.desk);
 }
 
 // The convolution of one segment and block of channels at time t, activated. `weight` and `before` are [kernel][BLOCK].
-ISA_INLINE Vec convolved(int64_t K, int64_t t, const float* x, int64_t x_row, const float* weight,
-                         const float* before) {
+ISA_INLINE Vec convolved(int64_t K, int64_t t, const float* x, const float* weight, const float* before) {
   Vec sum = load(weight + K * BLOCK);  // the bias
   for (int64_t k = 0; k < K; ++k) {
     const int64_t at = t - K + 1 + k;
-    sum += load(weight + k * BLOCK) * (at < 0 ? load(before + (K + at) * BLOCK) : load(x + at * x_row));
+    sum += load(weight + k * BLOCK) * (at < 0 ? load(before + (K + at) * BLOCK) : load(x + at * BLOCK));
   }
   return sum * sigmoid(sum);
 }
@@ -64,7 +70,7 @@ ISA_INLINE void keep_window(int64_t K, int64_t channels, const float* window, T*
 ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout& layout, const Stage& stage,
                                   int64_t first, int64_t channels, const Bench& own) {
   const Layer& layer = model.layers[l];
-  const int64_t K = model.kernel, row = BLOCK;
+  const int64_t K = model.kernel;
   float* weight = own.conv;                   // [kernel][BLOCK], then the bias
   float* before = weight + (K + 1) * BLOCK;   // [kernel][BLOCK], the inputs before the segment
   float* window = before + K * BLOCK;         // [kernel][BLOCK], the last inputs of the segment
@@ -76,7 +82,7 @@ ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout
   }
   for (int64_t s = 0; s < stage.block.segment_count; ++s) {
     const Segment& segment = stage.block.segments[s];
-    float* x = stage.x + layout.at(first) + segment.first * row;
+    float* x = stage.x + layout.at(first) + segment.first * BLOCK;
     for (int64_t k = 0; k < K; ++k)
       if (segment.begins)
         std::memset(before + k * BLOCK, 0, sizeof(float) * channels);
@@ -84,7 +90,7 @@ ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout
         std::memcpy(before + k * BLOCK, carry + k * model.dim, sizeof(float) * channels);
     for (int64_t k = 0; k < K; ++k) {
       const int64_t at = segment.count - K + k;
-      const float* from = at < 0 ? before + (K + at) * BLOCK : x + at * row;
+      const float* from = at < 0 ? before + (K + at) * BLOCK : x + at * BLOCK;
       std::memcpy(window + k * BLOCK, from, sizeof(float) * channels);
     }
     const int64_t at = (segment.row * model.dim + first) * K;
@@ -97,9 +103,9 @@ ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout
       keep_window(K, channels, window, static_cast<float*>(model.windows[l]) + at);
     for (int64_t c = 0; c < channels; c += W)
       for (int64_t t = segment.count - 1; t >= 0; --t) {
-        const Vec y = K == 4 && t >= 3 ? convolved(4, t, x + c, row, weight + c, before + c)
-                                       : convolved(K, t, x + c, row, weight + c, before + c);
-        store(x + t * row + c, y);
+        const Vec y = K == 4 && t >= 3 ? convolved(4, t, x + c, weight + c, before + c)
+                                       : convolved(K, t, x + c, weight + c, before + c);
+        store(x + t * BLOCK + c, y);
       }
   }
 }
@@ -187,11 +193,11 @@ ISA_INLINE void finish_sources(const StepArgs& model, const Layout& layout, cons
   round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, mine);
   meet();
   const Range gates = {dim + channels.first, dim + channels.last};
-  multiply_block(layer.in_proj, gates, stage.normed, layout.hidden, BLOCK, all, layout, stage, stage.gate - dim,
-                 layout.last, false, own);
+  multiply_block(layer.in_proj, gates, {stage.normed, layout.hidden}, all, layout, stage, stage.gate - dim,
+                 layout.dim, false, own);
   for (int64_t e = 0; e < block.end_count; ++e) {
     const float* y = stage.y + block.ends[e] * BLOCK;
-    float* z = stage.gate + e * layout.last;
+    float* z = stage.gate + e * layout.dim;
     for (int64_t c = channels.first; c < channels.last; c += W) {
       const int64_t lanes = channels.last - c;
       const Vec v = load_part(z + c, lanes);
@@ -199,9 +205,9 @@ ISA_INLINE void finish_sources(const StepArgs& model, const Layout& layout, cons
     }
   }
   meet();
-  round_tokens(layer.out_proj, stage.gate, layout.last, layout, stage, mine);
+  round_tokens(layer.out_proj, stage.gate, layout.dim, layout, stage, mine);
   meet();
-  multiply_block(layer.out_proj, outputs, stage.gate, layout.last, BLOCK, all, layout, stage, stage.last,
+  multiply_block(layer.out_proj, outputs, {stage.gate, layout.dim}, all, layout, stage, stage.last,
                  layout.hidden, true, own);
   meet();
   for (int64_t e = mine.first; e < mine.last; ++e)
@@ -228,20 +234,20 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
     meet();
     for (Range c; take_piece(*stage.inputs, dim, threads, c);) {
       const int64_t to = layout.at(c.first) - c.first;
-      multiply_block(layer.in_proj, c, stage.normed, layout.hidden, BLOCK, all, layout, stage, stage.x + to, BLOCK,
+      multiply_block(layer.in_proj, c, {stage.normed, layout.hidden}, all, layout, stage, stage.x + to, BLOCK,
                      false, own);
       convolve_channels(model, l, layout, stage, c.first, c.last - c.first, own);
       if (!last)
-        multiply_block(layer.in_proj, {dim + c.first, dim + c.last}, stage.normed, layout.hidden, BLOCK, all, layout,
+        multiply_block(layer.in_proj, {dim + c.first, dim + c.last}, {stage.normed, layout.hidden}, all, layout,
                        stage, stage.z + to - dim, BLOCK, false, own);
     }
     meet();
     round_channels(layer.x_proj, stage.x, layout, stage, mine, own);
-    multiply_block(layer.x_proj, {0, projections}, stage.x, BLOCK, layout.apart, mine, layout, stage, stage.projected,
+    multiply_block(layer.x_proj, {0, projections}, {stage.x, BLOCK, layout.apart}, mine, layout, stage, stage.projected,
                    layout.projected, false, own);
     meet();
     for (Range c; take_piece(*stage.scans, dim, threads, c);) {
-      multiply_block(layer.dt_proj, c, stage.projected, layout.projected, BLOCK, all, layout, stage,
+      multiply_block(layer.dt_proj, c, {stage.projected, layout.projected}, all, layout, stage,
                      stage.y + layout.at(c.first) - c.first, BLOCK, false, own);
       scan_channels(model, l, layout, stage, c.first, c.last - c.first, !last, own);
     }
@@ -250,7 +256,7 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
     round_channels(layer.out_proj, stage.y, layout, stage, mine, own);
     meet();
     for (Range r; take_piece(*stage.outputs, hidden, threads, r);)
-      multiply_block(layer.out_proj, r, stage.y, BLOCK, layout.apart, all, layout, stage, stage.residual, layout.hidden,
+      multiply_block(layer.out_proj, r, {stage.y, BLOCK, layout.apart}, all, layout, stage, stage.residual, layout.hidden,
                      true, own);
     meet();
   }

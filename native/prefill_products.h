@@ -217,7 +217,7 @@ ISA_INLINE void add_tile(const Desk& desk, const float* panel, int64_t depth, co
 // The same for all tokens.
 template <int64_t Kind>
 ISA_INLINE void add_tiles(const Desk& desk, const float* panel, int64_t depth, const Tokens& in, int64_t first) {
-  constexpr int MOST = Kind == INT8 || Kind == INT4 ? BYTE_TILE : TILE;
+  constexpr int MOST = takes_bytes(Kind) ? BYTE_TILE : TILE;
   int64_t t = 0;
   for (; t + MOST <= in.count; t += MOST) add_tile<Kind, MOST>(desk, panel, depth, in, t, first);
   for (; t + 4 <= in.count; t += 4) add_tile<Kind, 4>(desk, panel, depth, in, t, first);
@@ -229,7 +229,6 @@ ISA_INLINE void add_tiles(const Desk& desk, const float* panel, int64_t depth, c
 template <int64_t Kind, class T>
 ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int64_t r, int64_t rows, const Tokens& in,
                           const Desk& desk) {
-  constexpr bool BYTES_THERE = Kind == INT8 || Kind == INT4;
   std::memset(desk.sums, 0, sizeof(float) * in.count * PANEL);
   for (int64_t first = 0; first < units; first += DEPTH) {
     const int64_t depth = units - first < DEPTH ? units - first : DEPTH;
@@ -244,7 +243,7 @@ ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int6
         for (int64_t i = 0; i < PANEL; ++i)
           desk.factors[g * PANEL + i] = as_float(scale[(i < rows ? i : 0) * groups + g]);
     }
-    const int64_t run = BYTES_THERE || in.apart == BLOCK ? depth : BLOCK;  // of neighbouring columns
+    const int64_t run = takes_bytes(Kind) || in.apart == BLOCK ? depth : BLOCK;  // of neighbouring columns
     for (int64_t u = 0; u < depth; u += run)
       add_tiles<Kind>(desk, desk.panel + u * PANEL, depth - u < run ? depth - u : run, in, first + u);
   }

@@ -113,7 +113,7 @@ PLAIN_GREEDY = {
 def test_plain_greedy_answers_take_the_short_loop(models, route, kind, monkeypatch):
     """Which neither asks for logits nor suppresses tokens. The text proposes what is wrong, heads what is right."""
     monkeypatch.setattr(draft_weights, "LIKELY", 0.1)
-    monkeypatch.setattr(draft_weights, "CACHE", 0)
+    monkeypatch.setattr(draft_weights, "last_cache", lambda: 0)
     calls, run = [], GreedyRun.run
     monkeypatch.setattr(GreedyRun, "run", lambda self, *given: calls.append(1) or run(self, *given))
     asked = {"max_new_tokens": 40, "eos_token_id": None, "return_dict_in_generate": True} | PLAIN_GREEDY[route]

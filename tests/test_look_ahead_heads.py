@@ -124,7 +124,7 @@ def test_changed_heads_are_packed_anew(model):
 @pytest.mark.parametrize("cache", [0, 2**40])
 def test_heads_are_asked_where_the_cache_is_too_small_for_the_weights(model, cache, monkeypatch):
     monkeypatch.setattr(draft_weights, "LIKELY", 0.0)
-    monkeypatch.setattr(draft_weights, "CACHE", cache)
+    monkeypatch.setattr(draft_weights, "last_cache", lambda: cache)
     monkeypatch.setattr(look_ahead, "SHORTEST", 100)  # the text proposes nothing
     assert bool(model.generate(**question(0), **GREEDY, look_ahead=4).look_ahead.proposed) == (cache == 0)
 
@@ -134,7 +134,7 @@ def test_heads_are_asked_where_the_cache_is_too_small_for_the_weights(model, cac
 def test_answers_stay_the_same(model, routing, monkeypatch):
     """Whatever heads propose, at random or trained on the answers themselves, and where the text does so too."""
     monkeypatch.setattr(draft_weights, "LIKELY", 0.0)
-    monkeypatch.setattr(draft_weights, "CACHE", 0)
+    monkeypatch.setattr(draft_weights, "last_cache", lambda: 0)
     asked = GREEDY | {"routing": routing}
     plains = [model.generate(**question(seed), **asked) for seed in range(4)]
     found = [check_same(model.generate(**question(s), **asked, look_ahead=4), x) for s, x in enumerate(plains)]
