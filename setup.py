@@ -40,6 +40,7 @@ LIBRARIES = {
             "prefill",
             "et5_pass",
             "et5_encoder",
+            "et5_source",
             "linear",
         )
     ],

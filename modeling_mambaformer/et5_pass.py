@@ -9,8 +9,6 @@ not apply it returns `None`, and the modules are run.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -124,20 +122,17 @@ class PackedET5(PackedStack):
 
     def __init__(self, et5: nn.Module, weight_format: str):
         super().__init__(et5, et5.decoder, weight_format)
-        self.cross = []  # (k, v) of each layer
+        projections = []  # of the source to keys and values, layer by layer
         for layer, block in zip(self.layers, et5.decoder.block, strict=True):
             cross = block.layer[1]
             layer.cross_norm = self._float(cross.layer_norm.weight)
             layer.cross_q, layer.cross_o = map(self._matrix, (cross.EncDecAttention.q, cross.EncDecAttention.o))
-            self.cross.append((cross.EncDecAttention.k, cross.EncDecAttention.v))
+            projections += [cross.EncDecAttention.k, cross.EncDecAttention.v]
         self.head, self.scale = self._matrix(et5.lm_head), head_scale(et5)
+        products = self.products
+        self.cross = (Matrix * len(projections))(*(self._matrix(x, rounded=False) for x in projections))
+        self.products = products  # a source is read once, and a pass has none of these
         self.checked = self.sample()
-
-    def source_states(self, states: Tensor) -> Iterator[Tensor]:
-        """Keys and values of the source in turn, each `(n, H, S, K)`, layer by layer, from states `(n, S, D)`."""
-        shape = (*states.shape[:2], self.model.heads, self.model.width)
-        for projection in chain.from_iterable(self.cross):
-            yield projection(states).view(shape).transpose(1, 2)
 
     @property
     def pass_bytes(self) -> int:

@@ -22,6 +22,7 @@
 #include <type_traits>
 
 #include "mamba_model.h"
+#include "team.h"
 #include "token_blocks.h"
 
 namespace {
@@ -40,8 +41,11 @@ struct Shared {
 extern "C" {
 
 // Raised with every change of the structures or of what they mean.
-int64_t mambaformer_decode_abi() { return 11; }
+int64_t mambaformer_decode_abi() { return 12; }
 const char* mambaformer_decode_isa() { return has_avx512() ? "avx512vnni" : has_avx2() ? "avx2" : "portable"; }
+
+// How often teams have been halved for want of processors; 0 where as many threads work as were asked for.
+int64_t mambaformer_team_halvings() { return crowd.halvings; }
 
 // Returns 0; 1 when memory for the workspace is missing; 2, with nothing done, for an id outside the vocabulary.
 int mambaformer_decode_run(const RunArgs* pointer) {
@@ -67,13 +71,10 @@ int mambaformer_decode_run(const RunArgs* pointer) {
   shared.y = shared.delta + batch * dim;
   float* owns = arena.next;
   const auto run = CHOOSE_ISA(run_layers);
-#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
-  {
-    const FlushDenormals flush;
-    const int64_t thread = thread_index();
+  run_team(threads, [&](int64_t thread, int64_t team) {
     Arena mine(owns + thread * own);
-    run(whole, shared, take_own(mine, batch, args.hidden, widest), thread, team_size());
-  }
+    run(whole, shared, take_own(mine, batch, args.hidden, widest), thread, team);
+  });
   return 0;
 }
 

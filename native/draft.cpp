@@ -10,6 +10,7 @@
 #include <cmath>
 
 #include "draft.h"
+#include "team.h"
 #include "token_blocks.h"
 
 namespace {
@@ -50,15 +51,13 @@ int64_t mambaformer_draft(const DraftArgs* pointer, const float* hidden, int64_t
   std::memcpy(stage.input, hidden, sizeof(float) * D);
   float* owns = arena.next;
   const auto step = CHOOSE_ISA(draft_step);
-#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
-  {
-    const FlushDenormals flush;
-    Arena mine(owns + thread_index() * own);
+  run_team(threads, [&](int64_t thread, int64_t team) {
+    Arena mine(owns + thread * own);
     const Own bench = take_own(mine, 1, D, 2 * D);
     while (stage.goes_on) {
-      step(args, stage, bench, thread_index(), team_size());
+      step(args, stage, bench, thread, team);
       meet();
-      if (thread_index() == 0) {
+      if (thread == 0) {
         int64_t top;
         float log_top;
         mambaformer_likeliest(stage.logits, 1, R, &top, &log_top);
@@ -70,7 +69,7 @@ int64_t mambaformer_draft(const DraftArgs* pointer, const float* hidden, int64_t
       }
       meet();
     }
-  }
+  });
   return stage.proposed;
 }
 

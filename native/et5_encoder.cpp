@@ -17,6 +17,7 @@
 #include <cmath>
 
 #include "et5_model.h"
+#include "team.h"
 #include "token_blocks.h"
 
 namespace {
@@ -118,12 +119,9 @@ int mambaformer_et5_encode(const EncoderArgs* args) {
   stage.scales = arena.take(block);
   float* benches = arena.next;
   const auto run = CHOOSE_ISA(encode);
-#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
-  {
-    const FlushDenormals flush;
-    const int64_t thread = thread_index();
-    run(*args, tokens, layout, stage, make_bench(model, block, benches + thread * own), thread, team_size());
-  }
+  run_team(threads, [&](int64_t thread, int64_t team) {
+    run(*args, tokens, layout, stage, make_bench(model, block, benches + thread * own), thread, team);
+  });
   return 0;
 }
 

@@ -17,6 +17,7 @@
 #include <cmath>
 
 #include "et5_model.h"
+#include "team.h"
 #include "token_blocks.h"
 
 namespace {
@@ -74,14 +75,11 @@ int mambaformer_et5_pass(const Et5Args* args) {
   shared.gate = shared.ff + tokens * model.ff;
   float* owns = arena.next;
   const auto run = CHOOSE_ISA(run_pass);
-#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
-  {
-    const FlushDenormals flush;
-    const int64_t thread = thread_index();
+  run_team(threads, [&](int64_t thread, int64_t team) {
     Arena mine(owns + thread * own);
     float* scores = mine.take(keys);
-    run(*args, shared, take_own(mine, tokens, hidden, widest), scores, thread, team_size());
-  }
+    run(*args, shared, take_own(mine, tokens, hidden, widest), scores, thread, team);
+  });
   return 0;
 }
 

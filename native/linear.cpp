@@ -9,6 +9,7 @@
 
 #include <cmath>
 
+#include "team.h"
 #include "token_blocks.h"
 
 namespace {
@@ -92,12 +93,9 @@ int mambaformer_linear(const LinearArgs* pointer) {
   stage.scales = arena.take(block);
   float* benches = arena.next;
   const auto run = CHOOSE_ISA(run_linear);
-#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
-  {
-    const FlushDenormals flush;
-    const int64_t thread = thread_index();
-    run(args, stage, make_linear_bench(matrix, block, benches + thread * own), thread, team_size());
-  }
+  run_team(threads, [&](int64_t thread, int64_t team) {
+    run(args, stage, make_linear_bench(matrix, block, benches + thread * own), thread, team);
+  });
   return 0;
 }
 

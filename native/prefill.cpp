@@ -8,14 +8,15 @@
 // length. Between the projections nothing is copied: the convolution works in place, step sizes are made for some
 // channels at a time, and the scan writes over them. The last layer is asked for each source's last token alone.
 //
-// One team of threads runs through everything. Every thread owns some tokens, and takes channels and rows of a matrix
+// One team of threads runs through a block of tokens. Every thread owns some tokens, and takes channels and rows of a matrix
 // piece by piece. Neither their number nor the neighbours of a source change its result.
 
-#include <atomic>
 #include <chrono>
 #include <cmath>
 
 #include "mamba_model.h"
+#include "pieces.h"
+#include "team.h"
 #include "token_blocks.h"
 
 namespace {
@@ -61,11 +62,6 @@ struct Layout {
         bytes(4 * spread(filled(model.hidden > model.dim ? model.hidden : model.dim) / 4)),
         apart(spread(tokens * BLOCK)) {}
   int64_t at(int64_t channel) const { return channel / BLOCK * apart + channel % BLOCK; }
-};
-
-// Work that threads take piece by piece, so that nobody waits long for a slower one: what has been taken.
-struct Pieces {
-  std::atomic<int64_t> taken{0};
 };
 
 // What the threads share. `y` holds step sizes first. `carry` are the last inputs of the convolution where a source goes
@@ -127,18 +123,6 @@ int64_t even_block(int64_t total) {
   constexpr int64_t WHOLE = 12;
   const int64_t blocks = (total + TOKENS / 2) / TOKENS, even = blocks > 1 ? (total + blocks - 1) / blocks : total;
   return (even + WHOLE - 1) / WHOLE * WHOLE;
-}
-
-// Takes the next piece of `count` channels or rows, if any is left: a block, and less towards the end, where the others
-// would have to wait for whoever took the last one.
-bool take_piece(Pieces& pieces, int64_t count, int64_t threads, Range& piece) {
-  piece.first = pieces.taken.load(std::memory_order_relaxed);
-  do {
-    const int64_t left = count - piece.first, many = left / threads / BLOCK;  // blocks for each
-    const int64_t size = threads == 1 || many >= 2 ? BLOCK : many == 1 ? BLOCK / 2 : SPAN;
-    piece.last = piece.first + (size < left ? size : left);
-  } while (piece.first < piece.last && !pieces.taken.compare_exchange_weak(piece.first, piece.last));
-  return piece.first < piece.last;
 }
 
 // Adds the time of its life to `*seconds`, unless that is null.
@@ -212,19 +196,13 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   float* benches = arena.next;
   const int64_t block_count = (total + tokens - 1) / tokens;
   const auto read = CHOOSE_ISA(read_block);
-#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
-  {
-    const FlushDenormals flush;
-    const int64_t thread = thread_index();
-    double* seconds = thread == 0 ? args.product_seconds : nullptr;
-    const Bench bench = make_bench(model, layout, tokens, benches + thread * own, seconds);
-    int64_t row = 0, at = 0;  // of the first thread
-    for (int64_t i = 0; i < block_count; ++i) {
-      if (thread == 0) cut(args, tokens, row, at, stage.block);
-      meet();
-      read(model, layout, stage, bench, thread, team_size());
-      meet();
-    }
+  int64_t row = 0, at = 0;
+  for (int64_t i = 0; i < block_count; ++i) {
+    cut(args, tokens, row, at, stage.block);
+    run_team(threads, [&](int64_t thread, int64_t team) {
+      double* seconds = thread == 0 ? args.product_seconds : nullptr;
+      read(model, layout, stage, make_bench(model, layout, tokens, benches + thread * own, seconds), thread, team);
+    });
   }
   return 0;
 }

@@ -98,10 +98,11 @@ def test_keys_and_values_of_sources_are_kept_in_one_piece(order):
     whole = LazyET5State(state.sources, torch.arange(count))
     whole.encode(et5, torch.arange(count))
     torch.testing.assert_close(state.encoder_states[wanted], whole.encoder_states[wanted], atol=1e-5, rtol=1e-5)
+    tokens = state.sources.attention_mask.bool()[:, None, :, None]  # (B0, 1, S, 1)
     for (keys, values), block in zip(state.cross, et5.decoder.block, strict=True):
         attention = block.layer[1].EncDecAttention
         for kept, projection in ((keys, attention.k), (values, attention.v)):
-            exact = projection(whole.encoder_states).unflatten(-1, (kept.shape[1], -1)).transpose(1, 2)
+            exact = projection(whole.encoder_states).unflatten(-1, (kept.shape[1], -1)).transpose(1, 2) * tokens
             torch.testing.assert_close(kept[wanted], exact[wanted])
 
 

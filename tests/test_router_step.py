@@ -16,8 +16,8 @@ from mambaformer.modeling_mambaformer.cache_mambaformer import RoutingRequest
 from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from mambaformer.modeling_mambaformer.router import RouterState
 from mambaformer.modeling_mambaformer.router_features import FEATURE_GROUPS, FeatureGroup, complexity
-from mambaformer.modeling_mambaformer.router_step import bind_router
-from mambaformer.modeling_mambaformer.routing_pass import choose
+from mambaformer.modeling_mambaformer.router_step import bind_router, likeliest
+from mambaformer.modeling_mambaformer.routing_pass import choose, log_probability
 
 pytestmark = pytest.mark.skipif(DECODE_LIBRARY is None, reason="the compiled library was not built here")
 GROUPS = ("complexity", "length", "domain", "past")
@@ -168,3 +168,19 @@ def test_an_id_outside_the_vocabulary_is_named(et5_folder, emamba_folder):
             model.router, model.emamba.get_input_embeddings(), ids, hidden, torch.randn(ROWS, 1, VOCAB), state,
             (rows, rows), ended[:, 0], ended, 0.0, None, 0,
         ).run()  # fmt: skip
+
+
+@pytest.mark.parametrize("seen", ["whole", "strided", "double"])
+@torch.no_grad()
+def test_log_probabilities_are_those_of_pytorch(seen):
+    """Of any ids, in compiled code or where it does not serve; NaN where a logit is, or nobody was asked."""
+    logits = 4 * torch.randn(3, 2, 8003, generator=torch.Generator().manual_seed(0))
+    logits[1, 1, 5] = float("nan")
+    logits = {"whole": logits, "strided": logits.repeat(1, 1, 2)[..., :8003], "double": logits.double()}[seen]
+    ids = torch.cat([logits.argmax(-1, keepdim=True)[:, :1], torch.full((3, 1, 1), 17)], dim=1)  # (3, 2, 1)
+    known = torch.ones(3, 2, dtype=torch.bool)
+    known[2] = False
+    exact = logits.double().log_softmax(-1).gather(-1, ids).squeeze(-1).masked_fill(~known, float("nan"))
+    assert (likeliest(logits) is None) == (seen != "whole")
+    found = log_probability(logits, ids, known)
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5, equal_nan=True)

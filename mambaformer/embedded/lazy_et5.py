@@ -13,6 +13,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from .et5_encoder import ET5Encoder
 from .et5_pass import MOST_TOKENS, ET5Decoder, PackedET5, head_scale, run_pass
+from .et5_source import read_sources
 from .sources import Sources
 from .weight_arena import large_zeros
 
@@ -147,13 +148,10 @@ class LazyET5State:
         if missing.numel():
             if not self.cross:
                 model, (count, length) = packed.model, self.encoder_states.shape[:2]
-                shape = (len(packed.cross), 2, count, model.heads, length, model.width)  # (L, 2, B0, H, S, K)
+                shape = (len(packed.layers), 2, count, model.heads, length, model.width)  # (L, 2, B0, H, S, K)
                 # In one piece: pieces for each layer would leave holes, in all half as large as what is kept.
                 self.cross = [(keys, values) for keys, values in large_zeros(shape)]
-            chosen = slice(None) if missing.numel() == len(self.crossed) else missing
-            kept = (x for pair in self.cross for x in pair)
-            for x, found in zip(kept, packed.source_states(self.encoder_states[chosen]), strict=True):
-                x[chosen] = found
+            read_sources(packed, self.encoder_states, self.sources.attention_mask, missing, self.cross)
             self.crossed[missing] = True
         if end > (self.own[0][0].shape[2] if self.own else 0):
             like, count = self.cross[0][0], len(self.reached)

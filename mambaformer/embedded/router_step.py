@@ -35,6 +35,22 @@ class RouterArgs(ctypes.Structure):
     _fields_ += [(name, ctypes.c_int64) for name in INTEGERS.split()]
 
 
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor] | None:
+    """
+    Likeliest tokens `(...)` long and their log-probabilities in nats, float32, by logits `(..., V)`; `None` where
+    compiled code does not serve them.
+    """
+    plain = logits.is_cpu and logits.dtype == torch.float32 and logits.is_contiguous() and logits.numel() > 0
+    if not plain or not hasattr(DECODE_LIBRARY, "mambaformer_likeliest"):
+        return None
+    top = torch.empty(logits.shape[:-1], dtype=torch.long)
+    log_top = torch.empty(logits.shape[:-1], dtype=torch.float32)
+    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (top, log_top))
+    rows, vocab = ctypes.c_int64(top.numel()), ctypes.c_int64(logits.shape[-1])
+    DECODE_LIBRARY.mambaformer_likeliest(ctypes.c_void_p(logits.data_ptr()), rows, vocab, *pointers)
+    return top, log_top
+
+
 class RouterRecord:
     """
     What the router found in up to `runs` runs on T positions of B rows each, in memory that compiled code writes.

@@ -18,7 +18,7 @@ from .merger import merge
 from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
 from .router import RouterState, past_of
 from .router_inputs import router_inputs
-from .router_step import bind_router
+from .router_step import bind_router, likeliest
 
 
 @dataclass
@@ -164,5 +164,10 @@ def log_probability(logits: torch.Tensor | None, ids: torch.Tensor, known: torch
     """Log-probability in nats of `ids` `(B, K, 1)` under `logits` `(B, K, V)`, NaN where not `known` `(B, K)`."""
     if logits is None:
         return torch.full(known.shape, float("nan"), device=known.device)
-    chosen = logits.gather(-1, ids).squeeze(-1).float() - logits.float().logsumexp(-1)  # (B, K)
+    found = likeliest(logits)
+    if found is None:
+        chosen = logits.gather(-1, ids).squeeze(-1).float() - logits.float().logsumexp(-1)  # (B, K)
+    else:
+        top, log_top = found
+        chosen = logits.gather(-1, ids).squeeze(-1) - logits.gather(-1, top[..., None]).squeeze(-1) + log_top
     return chosen.masked_fill(~known, float("nan"))
