@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import T5ForConditionalGeneration
 
-from ..modeling_mambaformer.et5_pass import ET5_FORMATS, ET5Decoder
+from ..modeling_mambaformer.et5_pass import ET5_FORMATS, BoundET5, ET5Decoder
 from ..modeling_mambaformer.lazy_et5 import LazyET5State
 from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from ..modeling_mambaformer.sources import Sources
@@ -45,12 +45,13 @@ def passes(et5: T5ForConditionalGeneration, length: int, decoder: ET5Decoder | N
     vocab = et5.config.vocab_size
     state = LazyET5State(Sources.build(torch.randint(2, vocab, (1, length)), None, vocab), torch.zeros(1).long())
     row, answer = torch.zeros(1).long(), torch.randint(2, vocab, (1, 2 * BEFORE))
+    bound = None if decoder is None else BoundET5(decoder)  # as during an answer
     state.encode(et5, row)
-    state.decode(et5, answer, row, BEFORE, BEFORE - 1, decoder)
+    state.decode(et5, answer, row, BEFORE, BEFORE - 1, bound)
 
     def run(positions: int) -> None:
         state.reached.fill_(BEFORE)
-        state.decode(et5, answer, row, BEFORE + positions, BEFORE + positions - 1, decoder)
+        state.decode(et5, answer, row, BEFORE + positions, BEFORE + positions - 1, bound)
 
     return run, sum(x.nbytes for pair in state.cross for x in pair)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache_mambaformer import MambaFormerCache
+from .et5_pass import BoundET5
 from .greedy_run import GreedyRun
 from .outputs_mambaformer import ET5, RouteTrace
 from .router_step import RouterRecord, bind_router
@@ -64,6 +65,7 @@ class CompiledSteps:
         self.model, self.cache, self.greedy = model, cache, greedy
         self.step, self.router, self.ended = greedy.step, greedy.router, greedy.ended
         self.ends_at: Tensor | None = None  # of the cache, when `ended` was last written
+        self.et5 = BoundET5(model.et5_decoder)
         self.count = 0  # positions read
         self.record = RouterRecord(64, len(self.ended), 1)
         self.asked: list[tuple[int, RouteTrace]] = []  # positions at which ET5 spoke for some row
@@ -95,7 +97,7 @@ class CompiledSteps:
         (margin, _), (expert, gap) = self.record.levels[position], self.record.choices[position]
         asked = expert == ET5  # (B, 1)
         choice = Choice(expert, gap, margin, asked, self.step.logits[:, at : at + 1], self.router.state)
-        said = ask_et5(self.model, self.cache, asked, seen.shape[1] - 1)  # (B, 1, V)
+        said = ask_et5(self.model, self.cache, asked, seen.shape[1] - 1, self.et5)  # (B, 1, V)
         merged, trace = merge_experts(self.model, self.cache.request, choice, said, 1)
         self.asked.append((position, trace))
         return merged[:, 0].argmax(-1)

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from .et5_encoder import ET5Encoder
-from .et5_pass import MOST_TOKENS, ET5Decoder, PackedET5, head_scale, run_pass
+from .et5_pass import MOST_TOKENS, BoundET5, ET5Decoder, PackedET5, PassMemory, head_scale, run_pass
 from .et5_source import read_sources
 from .sources import Sources
 from .weight_arena import large_zeros
@@ -43,18 +43,19 @@ class LazyET5State:
         self.crossed = torch.zeros(count, dtype=torch.bool, device=device)
         self.cross: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (B0, H, S, K)
         self.own: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (B, H, capacity, K)
+        self.memory: PassMemory | None = None  # `own` and `cross` for compiled passes, while nobody replaces them
         self.reached = torch.zeros(rows, dtype=torch.long, device=device)  # decoder positions done, per row
 
     def rewind(self) -> None:
         """Forget all decoding; what the encoder has read stays."""
-        self.own = []
+        self.own, self.memory = [], None
         self.reached = torch.zeros_like(self.reached)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Keep `rows` `(B',)`, which may repeat or reorder."""
         self.row_source = self.row_source[rows]
         self.reached = self.reached[rows]
-        self.own = [(keys[rows], values[rows]) for keys, values in self.own]
+        self.own, self.memory = [(keys[rows], values[rows]) for keys, values in self.own], None
 
     def adopt(self, states: torch.Tensor) -> None:
         """Take encoder states `(B0, S, D)` that the caller already has."""
@@ -95,7 +96,7 @@ class LazyET5State:
         rows: torch.Tensor,
         end: int,
         keep_from: int,
-        decoder: ET5Decoder | None = None,
+        decoder: ET5Decoder | BoundET5 | None = None,
     ) -> tuple[torch.Tensor, int]:
         """
         One decoder pass for `rows` `(R,)` over the positions they have not reached, up to `end` (exclusive).
@@ -112,7 +113,7 @@ class LazyET5State:
         start = int(self.reached[rows].min())
         crossed = bool(self.crossed[source].all())
         if decoder is not None and len(rows) * (end - start) <= MOST_TOKENS:
-            packed = decoder.packed(et5, check=not crossed) if self._is_plain() else None
+            packed = decoder.packed(et5, check=not crossed) if self.memory or self._is_plain() else None
             if packed is not None:
                 return self._decode_compiled(packed, decoder_ids[rows, start:end], rows, start, keep_from), end - start
         past = DynamicCache(config=et5.decoder.config)
@@ -139,32 +140,38 @@ class LazyET5State:
         kept = [self.encoder_states, *(x for pair in self.own + self.cross for x in pair)]
         return all(x.dtype == torch.float32 and x.is_cpu and x.is_contiguous() for x in kept)
 
+    def _read_sources(self, packed: PackedET5, missing: torch.Tensor) -> None:
+        """Make what all layers look at in the sources `missing` `(n,)`."""
+        if not self.cross:
+            model, (count, length) = packed.model, self.encoder_states.shape[:2]
+            shape = (len(packed.layers), 2, count, model.heads, length, model.width)  # (L, 2, B0, H, S, K)
+            # In one piece: pieces for each layer would leave holes, in all half as large as what is kept.
+            self.cross = [(keys, values) for keys, values in large_zeros(shape)]
+        read_sources(packed, self.encoder_states, self.sources.attention_mask, missing, self.cross)
+        self.crossed[missing] = True
+
     def _decode_compiled(
         self, packed: PackedET5, ids: torch.Tensor, rows: torch.Tensor, start: int, keep_from: int
     ) -> torch.Tensor:
         """Logits of the positions of `ids` `(R, T)` from `keep_from` on, `start` being the first."""
         source, end = self.row_source[rows], start + ids.shape[1]
-        missing = source[~self.crossed[source]].unique()  # (n,)
-        if missing.numel():
-            if not self.cross:
-                model, (count, length) = packed.model, self.encoder_states.shape[:2]
-                shape = (len(packed.layers), 2, count, model.heads, length, model.width)  # (L, 2, B0, H, S, K)
-                # In one piece: pieces for each layer would leave holes, in all half as large as what is kept.
-                self.cross = [(keys, values) for keys, values in large_zeros(shape)]
-            read_sources(packed, self.encoder_states, self.sources.attention_mask, missing, self.cross)
-            self.crossed[missing] = True
+        known = self.crossed[source]  # (R,)
+        if not bool(known.all()):
+            self._read_sources(packed, source[~known].unique())
         if end > (self.own[0][0].shape[2] if self.own else 0):
             like, count = self.cross[0][0], len(self.reached)
             old = self.own or [(None, None)] * len(self.cross)
-            self.own = [tuple(grown(x, like, count, end) for x in pair) for pair in old]
+            self.own, self.memory = [tuple(grown(x, like, count, end) for x in pair) for pair in old], None
+        if self.memory is None or self.memory.packed is not packed:
+            self.memory = PassMemory(packed, self.own, self.cross)
         self.reached[rows] = end
-        mask = self.sources.attention_mask
-        return run_pass(packed, ids, start, end - keep_from, rows, source, mask, self.own, self.cross)
+        return run_pass(self.memory, ids, start, end - keep_from, rows, source, self.sources.attention_mask)
 
     def _keep(
         self, cache: EncoderDecoderCache, rows: torch.Tensor, source: torch.Tensor, start: int, end: int
     ) -> None:
         """Write the keys and values of a pass back to the rows and the sources it ran for."""
+        self.memory = None
         layers = cache.self_attention_cache.layers
         capacity = self.own[0][0].shape[2] if self.own else 0
         if end > capacity:

@@ -27,12 +27,14 @@ struct Et5Args {
   Et5Model model;
   const int64_t *ids, *rows, *sources;  // (batch, length), (batch), (batch)
   const uint8_t* mask;                  // (sources, source_length)
-  const float* distance_bias;           // (heads, start + length): of the keys up to the last position, as it sees them
+  const float* distance_bias;           // (heads, bias_row): of start + length keys, as the last position sees them
   float* logits;                        // (batch, kept, vocab)
   Matrix head;
   double scale;
-  int64_t batch, length, start, kept, capacity, source_length, threads;
+  int64_t batch, length, start, kept, capacity, source_length, bias_row, threads;
 };
+
+constexpr int64_t TOGETHER = 2;  // positions that look at the same keys
 
 // What the threads share: floats of [batch * length] tokens.
 struct Et5Shared {
@@ -60,7 +62,7 @@ int mambaformer_et5_pass(const Et5Args* args) {
                                        tokens * (model.layer_count * layer + model.vocab * hidden));
   const int64_t end = args->start + args->length, keys = end > args->source_length ? end : args->source_length;
   const int64_t inputs = inner > model.ff ? inner : model.ff, widest = inputs > hidden ? inputs : hidden;
-  const int64_t own = own_size(tokens, hidden, widest) + whole_lines(keys);
+  const int64_t own = own_size(tokens, hidden, widest) + TOGETHER * spread(keys);
   const int64_t shared_size = tokens * (hidden + 4 * inner + 2 * model.ff);
   Buffer workspace(whole_lines(shared_size) + threads * own + LINE);
   if (!workspace.data) return 1;
@@ -77,8 +79,8 @@ int mambaformer_et5_pass(const Et5Args* args) {
   const auto run = CHOOSE_ISA(run_pass);
   run_team(threads, [&](int64_t thread, int64_t team) {
     Arena mine(owns + thread * own);
-    float* scores = mine.take(keys);
-    run(*args, shared, take_own(mine, tokens, hidden, widest), scores, thread, team);
+    float* scores = mine.take(TOGETHER * spread(keys));
+    run(*args, shared, take_own(mine, tokens, hidden, widest), scores, spread(keys), thread, team);
   });
   return 0;
 }

@@ -9,65 +9,116 @@ namespace ISA_NAMESPACE {
 
 // scores (count) to softmax, in place. Scores of minus infinity become 0; if all are, so does everything.
 ISA_INLINE void softmax(float* scores, int64_t count) {
-  float top = scores[0], sum = 0.0f;
-  for (int64_t j = 1; j < count; ++j) top = scores[j] > top ? scores[j] : top;
-  for (int64_t j = 0; j < count; j += W) {
-    const Vec x = load_part(scores + j, count - j);
-    store_part(scores + j, x == splat(-INFINITY) ? Vec{} : exp(x - top), count - j);
+  Vec most = splat(-INFINITY), total = {};
+  int64_t j = 0;
+  for (; j + W <= count; j += W) most = larger(load(scores + j), most);
+  float lanes[W], top = -INFINITY, sum = 0.0f;
+  store(lanes, most);
+  for (int i = 0; i < W; ++i) top = lanes[i] > top ? lanes[i] : top;
+  for (; j < count; ++j) top = scores[j] > top ? scores[j] : top;
+  for (j = 0; j < count; j += W) {
+    const Vec x = load_part(scores + j, count - j), weight = x == splat(-INFINITY) ? Vec{} : exp(x - top);
+    store_part(scores + j, weight, count - j);
+    if (j + W <= count) total += weight;
   }
-  for (int64_t j = 0; j < count; ++j) sum += scores[j];
+  for (j = count / W * W; j < count; ++j) sum += scores[j];
+  sum += lane_sum(total);
   const float factor = sum > 0.0f || sum != sum ? 1.0f / sum : 0.0f;
-  for (int64_t j = 0; j < count; ++j) scores[j] *= factor;
+  for (j = 0; j < count; j += W) store_part(scores + j, load_part(scores + j, count - j) * factor, count - j);
 }
 
-// to (width) = sum of values (count, width) weighted by scores.
-ISA_INLINE void blend(const float* scores, const float* values, int64_t count, int64_t width, float* to) {
-  for (int64_t i = 0; i < width; i += W) {
+// C vectors of the columns of N positions' results: sums of values (count, width) weighted by their scores.
+template <int N, int C>
+ISA_INLINE void blend_tile(const float* scores, int64_t score_row, const float* values, int64_t count, int64_t width,
+                           float* to, int64_t to_row) {
+  Vec sum[N][C] = {};
+  for (int64_t j = 0; j < count; ++j)
+    for (int c = 0; c < C; ++c) {
+      const Vec value = load(values + j * width + c * W);
+      for (int n = 0; n < N; ++n) sum[n][c] += scores[n * score_row + j] * value;
+    }
+  for (int n = 0; n < N; ++n)
+    for (int c = 0; c < C; ++c) store(to + n * to_row + c * W, sum[n][c]);
+}
+template <int N>
+ISA_INLINE void blend(const float* scores, int64_t score_row, const float* values, int64_t count, int64_t width,
+                      float* to, int64_t to_row) {
+  constexpr int MOST = N == 1 ? 8 : 4;  // vectors whose sums stay in registers
+  int64_t i = 0;
+  for (; i + MOST * W <= width; i += MOST * W)
+    blend_tile<N, MOST>(scores, score_row, values + i, count, width, to + i, to_row);
+  for (; i + W <= width; i += W) blend_tile<N, 1>(scores, score_row, values + i, count, width, to + i, to_row);
+  for (int n = 0; n < N && i < width; ++n) {
     Vec sum = {};
-    for (int64_t j = 0; j < count; ++j) sum += scores[j] * load_part(values + j * width + i, width - i);
-    store_part(to + i, sum, width - i);
+    for (int64_t j = 0; j < count; ++j) sum += scores[n * score_row + j] * load_part(values + j * width + i, width - i);
+    store_part(to + n * to_row + i, sum, width - i);
   }
+}
+
+// What the new positions of one row see with one head: keys and values (count, width) at the first of them, and one more
+// at each that follows if `grows`. `bias` is that of the first position, `mask` says which keys there are; or null.
+struct View {
+  const float *keys, *values, *bias;
+  const uint8_t* mask;
+  int64_t count;
+  bool grows;
+};
+
+// N positions from the t-th on look, their queries and what comes of them being `row` floats apart.
+template <int N>
+ISA_INLINE void look(const View& view, int64_t t, int64_t width, int64_t row, const float* queries, float* to,
+                     float* scores, int64_t score_row) {
+  const int64_t most = view.grows ? view.count + t + N - 1 : view.count;
+  const Matrix keys = {view.keys, nullptr, nullptr, nullptr, most, width, FLOAT32};
+  multiply_rows<FLOAT32>(keys, {0, most}, {queries + t * row, nullptr, nullptr, row, 0, N}, scores, score_row, false);
+  for (int n = 0; n < N; ++n) {
+    float* mine = scores + n * score_row;
+    const int64_t seen = view.grows ? view.count + t + n : view.count;
+    for (int64_t j = 0; view.bias && j < seen; ++j) mine[j] += view.bias[j - t - n];
+    for (int64_t j = 0; view.mask && j < seen; ++j) mine[j] = view.mask[j] ? mine[j] : -INFINITY;
+    softmax(mine, seen);
+    for (int64_t j = seen; j < most; ++j) mine[j] = 0.0f;
+  }
+  blend<N>(scores, score_row, view.values, most, width, to + t * row, row);
+}
+
+ISA_INLINE void look_all(const View& view, const Et5Args& args, int64_t b, int64_t h, const Et5Shared& shared,
+                         float* scores, int64_t score_row) {
+  static_assert(TOGETHER == 2, "two positions");
+  const int64_t width = args.model.width, row = args.model.heads * width, first = b * args.length * row + h * width;
+  int64_t t = 0;
+  for (; t + 2 <= args.length; t += 2)
+    look<2>(view, t, width, row, shared.q + first, shared.context + first, scores, score_row);
+  if (t < args.length) look<1>(view, t, width, row, shared.q + first, shared.context + first, scores, score_row);
 }
 
 // The new positions of one head of one row look at those up to themselves.
 ISA_INLINE void attend_own(const Et5Args& args, const Et5Layer& layer, int64_t b, int64_t h, const Et5Shared& shared,
-                           float* scores) {
+                           float* scores, int64_t score_row) {
   const int64_t heads = args.model.heads, width = args.model.width, inner = heads * width;
   const int64_t first = b * args.length * inner + h * width;
-  const int64_t at = (args.rows[b] * heads + h) * args.capacity * width, end = args.start + args.length;
+  const int64_t at = (args.rows[b] * heads + h) * args.capacity * width;
   float *keys = layer.keys + at, *values = layer.values + at;
-  const float* bias = args.distance_bias + h * end;
   for (int64_t t = 0; t < args.length; ++t) {
     std::memcpy(keys + (args.start + t) * width, shared.k + first + t * inner, sizeof(float) * width);
     std::memcpy(values + (args.start + t) * width, shared.v + first + t * inner, sizeof(float) * width);
   }
-  for (int64_t t = 0; t < args.length; ++t) {
-    const int64_t seen = args.start + t + 1;
-    const float* near = bias + args.length - 1 - t;
-    for (int64_t j = 0; j < seen; ++j)
-      scores[j] = dot(shared.q + first + t * inner, keys + j * width, width) + near[j];
-    softmax(scores, seen);
-    blend(scores, values, seen, width, shared.context + first + t * inner);
-  }
+  const float* bias = args.distance_bias + h * args.bias_row + args.length - 1;
+  look_all({keys, values, bias, nullptr, args.start + 1, true}, args, b, h, shared, scores, score_row);
 }
 
 // They look at the source.
 ISA_INLINE void attend_source(const Et5Args& args, const Et5Layer& layer, int64_t b, int64_t h,
-                              const Et5Shared& shared, float* scores) {
-  const int64_t heads = args.model.heads, width = args.model.width, inner = heads * width;
-  const int64_t first = b * args.length * inner + h * width;
-  const int64_t at = (args.sources[b] * heads + h) * args.source_length * width;
-  const uint8_t* mask = args.mask + args.sources[b] * args.source_length;
-  for (int64_t t = 0; t < args.length; ++t) {
-    for (int64_t j = 0; j < args.source_length; ++j)
-      scores[j] = mask[j] ? dot(shared.q + first + t * inner, layer.cross_keys + at + j * width, width) : -INFINITY;
-    softmax(scores, args.source_length);
-    blend(scores, layer.cross_values + at, args.source_length, width, shared.context + first + t * inner);
-  }
+                              const Et5Shared& shared, float* scores, int64_t score_row) {
+  const int64_t source = args.sources[b];
+  const int64_t at = (source * args.model.heads + h) * args.source_length * args.model.width;
+  const View view = {layer.cross_keys + at, layer.cross_values + at, nullptr, args.mask + source * args.source_length,
+                     args.source_length, false};
+  look_all(view, args, b, h, shared, scores, score_row);
 }
 
 ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, const Own& own, float* scores,
-                                int64_t thread, int64_t threads) {
+                                int64_t score_row, int64_t thread, int64_t threads) {
   const Et5Model& model = args.model;
   const int64_t tokens = args.batch * args.length, hidden = model.hidden, inner = model.heads * model.width;
   const int64_t ff = model.ff, pairs = args.batch * model.heads;
@@ -85,7 +136,7 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
     multiply(layer.v, inners, normed, shared.v, inner, false, own.desk);
     meet();
     for (int64_t i = heads.first; i < heads.last; ++i)
-      attend_own(args, layer, i / model.heads, i % model.heads, shared, scores);
+      attend_own(args, layer, i / model.heads, i % model.heads, shared, scores, score_row);
     meet();
     multiply(layer.o, outputs, prepare(layer.o, shared.context, inner, tokens, own), shared.residual, hidden, true, own.desk);
     meet();
@@ -93,7 +144,7 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
     multiply(layer.cross_q, inners, prepare(layer.cross_q, own.x, hidden, tokens, own), shared.q, inner, false, own.desk);
     meet();
     for (int64_t i = heads.first; i < heads.last; ++i)
-      attend_source(args, layer, i / model.heads, i % model.heads, shared, scores);
+      attend_source(args, layer, i / model.heads, i % model.heads, shared, scores, score_row);
     meet();
     multiply(layer.cross_o, outputs, prepare(layer.cross_o, shared.context, inner, tokens, own), shared.residual,
              hidden, true, own.desk);

@@ -60,7 +60,7 @@ def passes(monkeypatch) -> list[tuple[int, int]]:
     """Rows and positions of every compiled pass."""
     seen, run = [], et5_pass.run_pass
     monkeypatch.setattr(
-        lazy_et5, "run_pass", lambda p, ids, *rest: seen.append(tuple(ids.shape)) or run(p, ids, *rest)
+        lazy_et5, "run_pass", lambda memory, ids, *rest: seen.append(tuple(ids.shape)) or run(memory, ids, *rest)
     )
     return seen
 

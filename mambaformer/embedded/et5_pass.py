@@ -60,7 +60,7 @@ class Et5Args(ctypes.Structure):
     _fields_ += [(name, ctypes.c_void_p) for name in ("ids", "rows", "sources", "mask", "distance_bias", "logits")]
     _fields_ += [("head", Matrix), ("scale", ctypes.c_double)]
     _fields_ += [(name, ctypes.c_int64) for name in ("batch", "length", "start", "kept", "capacity")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("source_length", "threads")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("source_length", "bias_row", "threads")]
 
 
 class PackedStack(Packing):
@@ -102,8 +102,8 @@ class PackedStack(Packing):
         if self.biases is None or farthest < max(before, after):
             farthest = 2 * max(before, after, 32)
             biases = self.attention.compute_bias(1, 2 * farthest + 1, past_seen_tokens=farthest)
-            self.biases = biases[0, :, 0]  # (heads, 2 farthest + 1)
-        return self.biases[:, farthest - before : farthest + after + 1].contiguous()
+            self.biases = biases[0, :, 0].contiguous()  # (heads, 2 farthest + 1)
+        return self.biases[:, farthest - before : farthest + after + 1]
 
     def _fill(self, layer: Et5Layer, own: nn.Module, feed: nn.Module, gated: bool) -> None:
         """Enter self-attention and feed-forward part."""
@@ -239,25 +239,55 @@ class ET5Decoder(CompiledStack[PackedET5]):
         return et5.decoder, et5.lm_head
 
 
+class BoundET5:
+    """
+    An `ET5Decoder` for one answer, during which nobody changes the model: its modules are looked at once.
+
+    Args:
+        decoder: whose packed weights are kept from their first use on.
+    """
+
+    def __init__(self, decoder: ET5Decoder):
+        self.decoder = decoder
+        self.found: tuple[PackedET5 | None] | None = None
+
+    def packed(self, et5: nn.Module, check: bool) -> PackedET5 | None:
+        """As of `CompiledStack`."""
+        if self.found is None:
+            self.found = (self.decoder.packed(et5, check),)
+        return self.found[0]
+
+
+class PassMemory:
+    """
+    The decoder as a compiled pass finds it: packed weights, and the keys and values of rows and sources.
+
+    Args:
+        own: keys and values `(B, H, capacity, K)` of each layer, which passes write at new positions.
+        cross: keys and values `(B0, H, S, K)` of each layer.
+    """
+
+    def __init__(self, packed: PackedET5, own: list[tuple[Tensor, Tensor]], cross: list[tuple[Tensor, Tensor]]):
+        self.packed, self.kept = packed, (own, cross)
+        self.layers = (Et5Layer * len(packed.layers)).from_buffer_copy(packed.layers)
+        for layer, mine, theirs in zip(self.layers, own, cross, strict=True):
+            layer.keys, layer.values = (x.data_ptr() for x in mine)
+            layer.cross_keys, layer.cross_values = (x.data_ptr() for x in theirs)
+        self.model = Et5Model.from_buffer_copy(packed.model)
+        self.model.layers = self.layers
+        self.capacity = own[0][0].shape[2]
+
+
 def run_pass(
-    packed: PackedET5,
-    ids: Tensor,
-    start: int,
-    kept: int,
-    rows: Tensor,
-    sources: Tensor,
-    mask: Tensor,
-    own: list[tuple[Tensor, Tensor]],
-    cross: list[tuple[Tensor, Tensor]],
+    memory: PassMemory, ids: Tensor, start: int, kept: int, rows: Tensor, sources: Tensor, mask: Tensor
 ) -> Tensor:
     """
     Positions `start` to `start + T` of R rows.
 
     Args:
+        memory: of which keys and values are known before `start`, and written from there on.
         ids: `(R, T)` long. kept: how many of the last positions' logits are wanted.
-        rows, sources: `(R,)` long, into `own` and `cross`. mask: `(B0, S)`, of the sources.
-        own: keys and values `(B, H, capacity, K)` of each layer, known before `start`, and written from there on.
-        cross: keys and values `(B0, H, S, K)` of each layer.
+        rows, sources: `(R,)` long, into the memory's rows and sources. mask: `(B0, S)`, of the sources.
 
     Returns:
         logits `(R, kept, V)` in float32.
@@ -266,19 +296,12 @@ def run_pass(
         IndexError: for an id outside the vocabulary.
         MemoryError: where the workspace finds no memory.
     """
-    layers = (Et5Layer * len(packed.layers)).from_buffer_copy(packed.layers)
-    for layer, mine, theirs in zip(layers, own, cross, strict=True):
-        layer.keys, layer.values = (x.data_ptr() for x in mine)
-        layer.cross_keys, layer.cross_values = (x.data_ptr() for x in theirs)
-    batch, length = ids.shape
-    end = start + length
-    bias = packed.distance_bias(before=end - 1, after=0)  # (H, end)
+    packed, (batch, length) = memory.packed, ids.shape
+    bias = packed.distance_bias(before=start + length - 1, after=0)  # (H, start + T)
     logits = torch.empty(batch, kept, packed.model.vocab, dtype=torch.float32)
     ids, rows, sources, mask = ids.contiguous(), rows.contiguous(), sources.contiguous(), mask.bool().contiguous()
-    model = Et5Model.from_buffer_copy(packed.model)
-    model.layers = layers
     args = Et5Args(
-        model=model,
+        model=memory.model,
         ids=ids.data_ptr(),
         rows=rows.data_ptr(),
         sources=sources.data_ptr(),
@@ -291,12 +314,13 @@ def run_pass(
         length=length,
         start=start,
         kept=kept,
-        capacity=own[0][0].shape[2],
+        capacity=memory.capacity,
         source_length=mask.shape[1],
+        bias_row=bias.stride(0),
         threads=packed.threads(batch * length),
     )
     error = DECODE_LIBRARY.mambaformer_et5_pass(ctypes.byref(args))
-    check_error(error, f"a pass of {batch} rows and {length} positions", ids, model.vocab)
+    check_error(error, f"a pass of {batch} rows and {length} positions", ids, packed.model.vocab)
     return logits
 
 

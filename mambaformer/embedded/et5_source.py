@@ -1,5 +1,5 @@
 # Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
-"""Keys and values of sources for all layers of ET5's decoder, in one call of compiled code (`native/et5_source.cpp`)."""
+"""Keys and values of sources for all layers of ET5's decoder, in one call (`native/et5_source.cpp`)."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from .cache_mambaformer import MambaFormerCache, RoutingRequest
 from .emamba_stream import head_logits
+from .et5_pass import BoundET5, ET5Decoder
 from .merger import merge
 from .outputs_mambaformer import EMAMBA, ENDED, ET5, RouteTrace
 from .router import RouterState, past_of
@@ -105,9 +106,18 @@ def choose(
     return Choice(expert, gap, margin.masked_fill(ended, float("nan")), asked, logits, after)
 
 
-def ask_et5(model: nn.Module, cache: MambaFormerCache, asked: torch.Tensor, keep_from: int) -> torch.Tensor:
+def ask_et5(
+    model: nn.Module,
+    cache: MambaFormerCache,
+    asked: torch.Tensor,
+    keep_from: int,
+    decoder: ET5Decoder | BoundET5 | None = None,
+) -> torch.Tensor:
     """
     Let ET5 speak for the rows and positions `asked` `(B, K)` bool, at least one, the first being `keep_from`.
+
+    Args:
+        decoder: the model's own, or one bound to it.
 
     Returns:
         logits `(B, K, V)`, of meaning where asked. What was run is booked in `cache`, which has read the positions.
@@ -115,7 +125,8 @@ def ask_et5(model: nn.Module, cache: MambaFormerCache, asked: torch.Tensor, keep
     rows = asked.any(1).nonzero().flatten()  # (R,)
     end = keep_from + int(asked.any(0).nonzero()[-1]) + 1
     encoded = cache.et5.encode(model.et5, cache.row_source[rows].unique(), model.et5_encoder)
-    said, positions = cache.et5.decode(model.et5, cache.decoder_ids, rows, end, keep_from, model.et5_decoder)
+    decoder = decoder or model.et5_decoder
+    said, positions = cache.et5.decode(model.et5, cache.decoder_ids, rows, end, keep_from, decoder)
     cache.count_encodings(encoded, rows)
     cache.count_pass(rows, positions)
     if said.shape[:2] == asked.shape:  # (R, <= K, V)
