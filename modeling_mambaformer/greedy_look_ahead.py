@@ -9,6 +9,8 @@ decoding.
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from .cache_mambaformer import MambaFormerCache
@@ -31,9 +33,9 @@ class AheadSteps(CompiledSteps):
         super().__init__(model, cache, greedy)
         self.look_ahead: LookAhead = cache.look_ahead
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
-        logs = StateLog.for_tokens(cache.emamba, self.room(cache), logs=2)
         heads, weights = model.look_ahead_heads, greedy.step.packed
         packed = heads.drafter.prepare(heads, weights) if heads is not None and heads_pay(weights) else None
+        logs = partial(StateLog.for_tokens, cache.emamba, self.room(cache), logs=2)
         self.ahead = greedy.look_ahead(self.look_ahead, logs, packed)
 
     @classmethod

@@ -20,7 +20,7 @@ namespace {
 // Look-ahead in one answer. Mirrored field by field in modeling_mambaformer/greedy_run.py.
 struct AheadArgs {
   const int64_t* said;          // (said_count), what was said before the answer
-  void* const* window_logs[2];  // two logs of 1 + width tokens, a layer each
+  void* const* window_logs[2];  // two logs of 1 + width tokens, a layer each; or null until they are needed
   float* const* state_logs[2];
   const int64_t* threads;       // (1 + width), for a step of one token, of two, ...
   const DraftArgs* draft;       // proposes where the text does not; or null
@@ -50,7 +50,7 @@ struct GreedyArgs {
   int64_t read, asked;  // results: positions read, and whether ET5 is asked at the last
 };
 
-enum Error : int { NO_MEMORY = 1 };  // one of decode_step.cpp's
+enum Error : int { NO_MEMORY = 1, NEEDS_LOGS = 4 };  // the first is one of decode_step.cpp's
 
 bool is_end(const GreedyArgs& args, int64_t token) {
   for (int64_t i = 0; i < args.end_count; ++i)
@@ -107,6 +107,7 @@ int read_ahead(const GreedyArgs& args, AheadArgs& ahead, int64_t length) {
   }
   const int64_t proposed = propose(args, ahead, length, args.ids + 1);
   if (proposed < 0) return NO_MEMORY;
+  if (proposed && !ahead.window_logs[0]) return NEEDS_LOGS;
   if (ahead.held > 1) run.begin = ahead.at;
   args.ids[0] = token;
   const int64_t next = proposed ? ahead.log == 0 : ahead.log;
@@ -134,8 +135,8 @@ int64_t mambaformer_continuation(const int64_t* text, int64_t count, const Looku
 }
 
 // Reads the last token of each answer and puts the likeliest after it, until ET5 is asked, an answer ends, or `most`
-// positions have been read. The tokens that follow the last position are the caller's to choose. Returns 0, or an error
-// of the two steps, with `read` positions read before.
+// positions have been read. The tokens that follow the last position are the caller's to choose. Returns 0; an error of the two
+// steps, with `read` positions read before; or, likewise, NEEDS_LOGS: those of `ahead`, to go on from there.
 int mambaformer_greedy_run(GreedyArgs* pointer) {
   GreedyArgs& args = *pointer;
   const StepArgs& step = args.run->step;

@@ -9,6 +9,7 @@ that it does there costs a noticeable part of a step.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from .packed_weights import DECODE_LIBRARY, RunArgs
 from .router_step import RouterArgs, RouterRecord, RouterStep
 from .state_log import StateLog
 
+NEEDS_LOGS = 4  # of native/greedy_run.cpp
 COUNTS = ("passes", "proposed", "accepted")  # of `LookAheadCounts`
 
 
@@ -75,12 +77,15 @@ class GreedyRun:
             round_hidden=step.dtype != torch.float32,
         )
 
-    def look_ahead(self, wanted: LookAhead, logs: list[StateLog], heads: PackedHeads | None) -> AheadArgs:
+    def look_ahead(
+        self, wanted: LookAhead, logs: Callable[[], list[StateLog]], heads: PackedHeads | None
+    ) -> AheadArgs:
         """
         Read tokens that `wanted` proposes along with the one row's next one.
 
         Args:
-            logs: two of `1 + wanted.width` tokens each, as many as the step reads at most.
+            logs: makes two of `1 + wanted.width` tokens each, as many as the step reads at most. Called at the first
+                proposal: many an answer has none.
             heads: propose where the text does not.
 
         Returns:
@@ -88,13 +93,11 @@ class GreedyRun:
         """
         room = 1 + wanted.width
         self.threads = (ctypes.c_int64 * room)(*(self.step.packed.threads(1 + more) for more in range(room)))
-        self.logs, self.wanted, self.heads = logs, wanted, heads
+        self.make_logs, self.wanted, self.heads = logs, wanted, heads
         if heads is not None:
             heads.args.threads = self.threads[0]
         self.ahead = AheadArgs(
             said=wanted.text.buffer_info()[0],
-            window_logs=tuple(ctypes.addressof(log.window_pointers) for log in logs),
-            state_logs=tuple(ctypes.addressof(log.state_pointers) for log in logs),
             threads=self.threads,
             draft=None if heads is None else ctypes.pointer(heads.args),
             rules=wanted.rules,
@@ -106,6 +109,13 @@ class GreedyRun:
         )
         self.args.ahead = ctypes.pointer(self.ahead)
         return self.ahead
+
+    def _open_logs(self) -> None:
+        """Give proposals their place."""
+        self.logs = self.make_logs()
+        for i, log in enumerate(self.logs):
+            self.ahead.window_logs[i] = ctypes.addressof(log.window_pointers)
+            self.ahead.state_logs[i] = ctypes.addressof(log.state_pointers)
 
     def run(
         self, answers: Tensor, length: int, thresholds: list[float], record: RouterRecord, place: int
@@ -126,20 +136,25 @@ class GreedyRun:
         Raises:
             IndexError, MemoryError: as of the steps.
         """
-        args, most = self.args, len(thresholds)
+        args, most, read, error = self.args, len(thresholds), 0, NEEDS_LOGS
         allowed = (ctypes.c_double * most)(*thresholds)
-        args.answers, args.room, args.length, args.most = answers.data_ptr(), answers.shape[1], length, most
-        args.thresholds = ctypes.addressof(allowed)
-        for name in ("levels", "choices", "top"):
-            kept = getattr(record, name)
-            setattr(args, name, kept.data_ptr() + place * kept[0].nbytes)
-        if self.router is not None:
-            self.router.args.position = self.router.state.position
-        error = DECODE_LIBRARY.mambaformer_greedy_run(ctypes.byref(args))
-        if self.router is not None:
-            self.router.state.position += args.read
+        args.answers, args.room = answers.data_ptr(), answers.shape[1]
+        while error == NEEDS_LOGS:
+            args.length, args.most = length + read, most - read
+            args.thresholds = ctypes.addressof(allowed) + read * ctypes.sizeof(ctypes.c_double)
+            for name in ("levels", "choices", "top"):
+                kept = getattr(record, name)
+                setattr(args, name, kept.data_ptr() + (place + read) * kept[0].nbytes)
+            if self.router is not None:
+                self.router.args.position = self.router.state.position
+            error = DECODE_LIBRARY.mambaformer_greedy_run(ctypes.byref(args))
+            if self.router is not None:
+                self.router.state.position += args.read
+            read += args.read
+            if error == NEEDS_LOGS:
+                self._open_logs()
         self.step.check(error)
-        return args.read, bool(args.asked)
+        return read, bool(args.asked)
 
     @property
     def at(self) -> int:
