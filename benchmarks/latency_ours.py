@@ -128,16 +128,18 @@ class OurMambaFormer(TorchEngine):
         }
         layers = [getattr(block.mixer, name) for block in model.emamba.base_model.layers for name in PROJECTIONS]
         encoder = [x for x in model.et5.encoder.modules() if isinstance(x, LINEAR)]
-        decoder = [x for x in model.et5.decoder.modules() if isinstance(x, LINEAR)] + [model.et5.lm_head]
+        attentions = [block.layer[1].EncDecAttention for block in model.et5.decoder.block]
+        of_source = {projection for x in attentions for projection in (x.k, x.v)}  # made once, beside the encoder
+        decoder = [x for x in model.et5.decoder.modules() if isinstance(x, LINEAR) and x not in of_source]
         inner = model.et5.config.num_heads * model.et5.config.d_kv
         return {
             **figures,
             "step_bytes": packed.step_bytes if packed else None,
             "rounded": self.weights != "float32",
             "source_products": sum(x.in_features * x.out_features for x in layers),
-            "encoder_products": sum(x.in_features * x.out_features for x in encoder),
+            "encoder_products": sum(x.in_features * x.out_features for x in (*encoder, *of_source)),
             "encoder_pair_products": 2 * inner * model.et5.config.num_layers,
-            "pass_bytes": sum(parameter.nbytes for x in decoder for parameter in x.parameters()),
+            "pass_bytes": sum(parameter.nbytes for x in (*decoder, model.et5.lm_head) for parameter in x.parameters()),
         }
 
     def answer(

@@ -139,15 +139,19 @@ def target_rows(
             ours = summary.get(target.ours, {}).get(length, {}).get(target.part)
             peer = summary.get(target.peer, {}).get(length, {}).get(target.part)
             if not ours or not peer:
-                rows.append([*row, aim, "not measured", "–", "–"])
+                rows.append([*row, aim, "not measured", "–", "–", "–"])
                 continue
             reached = "–" if target.at_least is None else "yes" if peer / ours >= target.at_least else "no"
-            least = least_times(target.ours, length, new_tokens, summary, loaded, speeds).get(target.part)
-            rows.append([*row, aim, f"{peer / ours:.2f}", reached, f"{peer / least:.1f}" if least else "–"])
+            limits = []
+            for rates in (speeds, {**speeds, "int8_ops": speeds.get("exact_int8_ops")}):
+                least = least_times(target.ours, length, new_tokens, summary, loaded, rates).get(target.part)
+                limits.append(f"{peer / least:.1f}" if least else "–")
+            rows.append([*row, aim, f"{peer / ours:.2f}", reached, *limits])
     return rows
 
 
-TARGET_COLUMNS = ["Ours", "Against", "Part", "Source tokens", "Target, x", "Measured, x", "Reached", "At our limit, x"]
+TARGET_COLUMNS = ["Ours", "Against", "Part", "Source tokens", "Target, x", "Measured, x", "Reached"]
+TARGET_COLUMNS += ["At our limit, x", "with exact int8, x"]
 
 
 def ratios(summary: Summary) -> dict[str, dict[str, dict[int, float]]]:
