@@ -23,8 +23,12 @@ struct Crowd {
   std::atomic<int64_t> halvings{0}, until{0}, wait{0}, worked{0}, kept{0};
 
   int64_t admitted(int64_t threads, int64_t now) {
-    if (halvings > 0 && now >= until) --halvings;
-    const int64_t some = threads >> halvings;
+    int64_t times = halvings;
+    if (times > 0 && now >= until && halvings.compare_exchange_strong(times, times - 1)) {
+      until = now + 2 * WINDOW;  // one step up at a time
+      --times;
+    }
+    const int64_t some = threads >> times;
     return some > 0 ? some : 1;
   }
 
