@@ -109,13 +109,13 @@ class LazyET5State:
         Returns:
             logits `(R, end - keep_from, V)`, and the number of positions computed for each of the rows.
         """
-        source = self.row_source[rows]
         start = int(self.reached[rows].min())
-        crossed = bool(self.crossed[source].all())
         if decoder is not None and len(rows) * (end - start) <= MOST_TOKENS:
-            packed = decoder.packed(et5, check=not crossed) if self.memory or self._is_plain() else None
+            packed = decoder.packed(et5, check=not self.own) if self.memory or self._is_plain() else None
             if packed is not None:
                 return self._decode_compiled(packed, decoder_ids[rows, start:end], rows, start, keep_from), end - start
+        source = self.row_source[rows]
+        crossed = bool(self.crossed[source].all())
         past = DynamicCache(config=et5.decoder.config)
         if start:
             for layer, (keys, values) in enumerate(self.own):
@@ -163,9 +163,9 @@ class LazyET5State:
             old = self.own or [(None, None)] * len(self.cross)
             self.own, self.memory = [tuple(grown(x, like, count, end) for x in pair) for pair in old], None
         if self.memory is None or self.memory.packed is not packed:
-            self.memory = PassMemory(packed, self.own, self.cross)
+            self.memory = PassMemory(packed, self.own, self.cross, self.sources.attention_mask)
         self.reached[rows] = end
-        return run_pass(self.memory, ids, start, end - keep_from, rows, source, self.sources.attention_mask)
+        return run_pass(self.memory, ids, start, end - keep_from, rows, source)
 
     def _keep(
         self, cache: EncoderDecoderCache, rows: torch.Tensor, source: torch.Tensor, start: int, end: int

@@ -4,8 +4,8 @@
 //
 // Threads that meet every few microseconds are as slow as the one whose processor another process holds: a time slice
 // is some milliseconds, a decoding step less than one. So the team watches how long its threads were kept from running.
-// Where that is much of the time, it halves itself for a while, twice as long if it happens again, and then tries with
-// more. Results do not depend on its size.
+// Where that is nearly half of the time, again and again, half of them do as well alone: the team halves itself for a
+// while, twice as long if it happens again, and then tries with more. Results do not depend on its size.
 
 #pragma once
 
@@ -16,11 +16,11 @@
 
 // One for the whole library, as its threads are.
 struct Crowd {
-  static constexpr int64_t WINDOW = 10'000'000;  // nanoseconds of team work that are judged together
-  static constexpr int64_t SHORTEST = 10'000'000, LONGEST = 1'000'000'000;  // nanoseconds until more threads are tried
+  static constexpr int64_t WINDOW = 20'000'000;  // nanoseconds of team work that are judged together
+  static constexpr int64_t SHORTEST = 20'000'000, LONGEST = 500'000'000;  // nanoseconds until more threads are tried
   static constexpr int64_t MOST_HALVINGS = 6;
 
-  std::atomic<int64_t> halvings{0}, until{0}, wait{0}, worked{0}, kept{0};
+  std::atomic<int64_t> halvings{0}, until{0}, wait{0}, worked{0}, kept{0}, late{0};
 
   int64_t admitted(int64_t threads, int64_t now) {
     int64_t times = halvings;
@@ -36,12 +36,14 @@ struct Crowd {
   void learn(int64_t nanoseconds, int64_t longest, int64_t now) {
     kept += longest;
     if ((worked += nanoseconds) < WINDOW) return;
-    const bool late = 3 * kept > worked;
+    const bool crowded = 20 * kept > 9 * worked;
     worked = kept = 0;
-    if (!late) {
+    if (!crowded) {
+      late = 0;
       wait = wait / 2;
       return;
     }
+    if (++late < 2) return;  // once is an accident
     wait = wait < SHORTEST ? SHORTEST : 2 * wait < LONGEST ? 2 * wait : LONGEST;
     until = now + wait;
     if (halvings < MOST_HALVINGS) ++halvings;

@@ -264,11 +264,17 @@ class PassMemory:
 
     Args:
         own: keys and values `(B, H, capacity, K)` of each layer, which passes write at new positions.
-        cross: keys and values `(B0, H, S, K)` of each layer.
+        cross: keys and values `(B0, H, S, K)` of each layer. mask: `(B0, S)`, zero on the sources' padding.
     """
 
-    def __init__(self, packed: PackedET5, own: list[tuple[Tensor, Tensor]], cross: list[tuple[Tensor, Tensor]]):
-        self.packed, self.kept = packed, (own, cross)
+    def __init__(
+        self,
+        packed: PackedET5,
+        own: list[tuple[Tensor, Tensor]],
+        cross: list[tuple[Tensor, Tensor]],
+        mask: Tensor,
+    ):
+        self.packed, self.kept, self.mask = packed, (own, cross), mask.bool().contiguous()
         self.layers = (Et5Layer * len(packed.layers)).from_buffer_copy(packed.layers)
         for layer, mine, theirs in zip(self.layers, own, cross, strict=True):
             layer.keys, layer.values = (x.data_ptr() for x in mine)
@@ -278,16 +284,14 @@ class PassMemory:
         self.capacity = own[0][0].shape[2]
 
 
-def run_pass(
-    memory: PassMemory, ids: Tensor, start: int, kept: int, rows: Tensor, sources: Tensor, mask: Tensor
-) -> Tensor:
+def run_pass(memory: PassMemory, ids: Tensor, start: int, kept: int, rows: Tensor, sources: Tensor) -> Tensor:
     """
     Positions `start` to `start + T` of R rows.
 
     Args:
         memory: of which keys and values are known before `start`, and written from there on.
         ids: `(R, T)` long. kept: how many of the last positions' logits are wanted.
-        rows, sources: `(R,)` long, into the memory's rows and sources. mask: `(B0, S)`, of the sources.
+        rows, sources: `(R,)` long, into the memory's rows and sources.
 
     Returns:
         logits `(R, kept, V)` in float32.
@@ -299,13 +303,13 @@ def run_pass(
     packed, (batch, length) = memory.packed, ids.shape
     bias = packed.distance_bias(before=start + length - 1, after=0)  # (H, start + T)
     logits = torch.empty(batch, kept, packed.model.vocab, dtype=torch.float32)
-    ids, rows, sources, mask = ids.contiguous(), rows.contiguous(), sources.contiguous(), mask.bool().contiguous()
+    ids, rows, sources = ids.contiguous(), rows.contiguous(), sources.contiguous()
     args = Et5Args(
         model=memory.model,
         ids=ids.data_ptr(),
         rows=rows.data_ptr(),
         sources=sources.data_ptr(),
-        mask=mask.data_ptr(),
+        mask=memory.mask.data_ptr(),
         distance_bias=bias.data_ptr(),
         logits=logits.data_ptr(),
         head=packed.head,
@@ -315,7 +319,7 @@ def run_pass(
         start=start,
         kept=kept,
         capacity=memory.capacity,
-        source_length=mask.shape[1],
+        source_length=memory.mask.shape[1],
         bias_row=bias.stride(0),
         threads=packed.threads(batch * length),
     )
