@@ -22,8 +22,8 @@ from transformers import AutoTokenizer
 from mambaformer import MambaFormerForConditionalGeneration, embedded_checkpoint
 
 from .machine import command_line, write_table
+from .start import QUESTION
 
-QUESTION = "question: What is pulpitis?"
 COUNT = "while True: sum(range(1000))"
 SETTLE = 0.3  # seconds until the system has found places for new processes
 

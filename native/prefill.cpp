@@ -8,7 +8,7 @@
 // length. Between the projections nothing is copied: the convolution works in place, step sizes are made for some
 // channels at a time, and the scan writes over them. The last layer is asked for each source's last token alone.
 //
-// One team of threads runs through a block of tokens. Every thread owns some tokens, and takes channels and rows of a matrix
+// One team of threads runs through a block of tokens. Every thread owns some, and takes channels and rows of a matrix
 // piece by piece. Neither their number nor the neighbours of a source change its result.
 
 #include <chrono>

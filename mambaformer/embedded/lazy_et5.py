@@ -111,7 +111,8 @@ class LazyET5State:
         """
         start = int(self.reached[rows].min())
         if decoder is not None and len(rows) * (end - start) <= MOST_TOKENS:
-            packed = decoder.packed(et5, check=not self.own) if self.memory or self._is_plain() else None
+            check = not bool(self.crossed.all())
+            packed = decoder.packed(et5, check=check) if self.memory or self._is_plain() else None
             if packed is not None:
                 return self._decode_compiled(packed, decoder_ids[rows, start:end], rows, start, keep_from), end - start
         source = self.row_source[rows]
