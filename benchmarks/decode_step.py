@@ -6,7 +6,8 @@ Time one decoding step of a Mamba of mamba-130m's shape: transformers' modules, 
 
 Weights are random: the time of a step does not depend on them. All take turns within every round, so that whatever
 else the machine does meets them alike; medians are compared. Beside them stands the time in which the machine can read
-the step's weights at all: their bytes by the best reading speed measured in the same run.
+the step's weights at all: their bytes by the best reading speed measured in the same run. Where others share the
+machine's memory that is the speed of a lucky moment, so each turn is also compared with reading as much before it.
 Writes `benchmarks/results/decode_step.json` and `decode_step.md`.
 """
 
@@ -26,6 +27,7 @@ from ..modeling_mambaformer.emamba_decoder import EMambaDecoder
 from ..modeling_mambaformer.mamba_mixer import use_selective_scan
 from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY, WEIGHT_FORMATS
 from ..modeling_mambaformer.quantized_modules import round_emamba
+from ..modeling_mambaformer.weight_arena import large_zeros
 from .machine import best_seconds, command_line, write_table
 
 LIBRARY_MODULES, OUR_MODULES = "transformers' modules, float32", "our modules, float32"
@@ -33,9 +35,19 @@ STREAM_BYTES = 256 * 2**20
 GIGABYTE = 1e9
 
 
+def readable(count: int) -> torch.Tensor:
+    """`count` bytes in large pages, as float32, each page in a place of its own."""
+    return large_zeros((count // 4,)).fill_(1.0)
+
+
+def median_ratio(values: list[float], beside: list[float]) -> float:
+    """The median of what some values are to those measured beside them."""
+    return statistics.median(value / other for value, other in zip(values, beside, strict=True))
+
+
 def reading_speed(repeats: int = 7) -> float:
-    """Bytes a second at which this many threads read memory, the best of `repeats`."""
-    values = torch.ones(STREAM_BYTES // 4)
+    """Bytes a second at which this many threads read memory in large pages, as weights lie, the best of `repeats`."""
+    values = readable(STREAM_BYTES)
     values.sum()
     return values.nbytes / best_seconds(values.sum, repeats)
 
@@ -58,21 +70,25 @@ def compiled_step(model: MambaForCausalLM, ids: torch.Tensor, decoder: EMambaDec
 
 
 def measure(
-    steps: dict[str, Callable[[], object]], tokens: int, rounds: int
-) -> tuple[dict[str, list[float]], list[float]]:
-    """Milliseconds a token of every contestant, a turn's first token warming up, and the reading speed; by rounds."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    speeds = []
+    steps: dict[str, Callable[[], object]], byte_counts: dict[str, int], tokens: int, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]], list[float]]:
+    """
+    By rounds: milliseconds a token of every contestant, a turn's first token warming up; milliseconds of reading as
+    many bytes right before; and the reading speed.
+    """
+    times, readings = ({name: [] for name in steps} for _ in range(2))
+    speeds, memory = [], readable(max(byte_counts.values()))
     for turn in range(rounds + 1):
         speeds.append(reading_speed())
         for name, step in steps.items():
-            step()
-            start = time.perf_counter()
-            for _ in range(tokens):
-                step()
-            if turn:
-                times[name].append(1000 * (time.perf_counter() - start) / tokens)
-    return times, speeds
+            for kept, call in ((readings, memory[: byte_counts[name] // 4].sum), (times, step)):
+                call()
+                start = time.perf_counter()
+                for _ in range(tokens):
+                    call()
+                if turn:
+                    kept[name].append(1000 * (time.perf_counter() - start) / tokens)
+    return times, readings, speeds
 
 
 def main() -> None:
@@ -98,7 +114,7 @@ def main() -> None:
     ids = torch.randint(config.vocab_size, (arguments.batch, 1))
 
     medians: dict[str, list[float]] = {}
-    times, limits, speeds, slowest = {}, {}, {}, {}
+    times, readings, limits, speeds, slowest = {}, {}, {}, {}, {}
     with torch.no_grad():
         steps = {LIBRARY_MODULES: modules_step(plain, ids), OUR_MODULES: modules_step(ours, ids)}
         byte_counts = dict.fromkeys(steps, 0)
@@ -115,7 +131,8 @@ def main() -> None:
             byte_counts[name] = 4 * parameters
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            times[threads], found = measure(steps, arguments.tokens, arguments.rounds)
+            of_threads = measure(steps, byte_counts, arguments.tokens, arguments.rounds)
+            times[threads], readings[threads], found = of_threads
             speeds[threads], slowest[threads] = max(found), min(found)
             limits[threads] = {name: 1000 * count / speeds[threads] for name, count in byte_counts.items()}
             for name, values in times[threads].items():
@@ -126,11 +143,12 @@ def main() -> None:
         row: list[object] = [name, round(byte_counts[name] / 2**20)]
         for threads, median in zip(arguments.threads, medians[name], strict=True):
             limit = limits[threads][name]
-            row += [round(median, 2), round(limit, 2), round(median / limit, 2)]
+            beside = median_ratio(times[threads][name], readings[threads][name])
+            row += [round(median, 2), round(limit, 2), round(median / limit, 2), round(beside, 2)]
         rows.append(row)
     columns = ["Step", "Weights read, MiB"]
     for threads in arguments.threads:
-        columns += [f"ms a token, {threads} thread(s)", "limit, ms", "x limit"]
+        columns += [f"ms a token, {threads} thread(s)", "limit, ms", "x limit", "x reading"]
     speed_text = ", ".join(
         f"{speeds[threads] / GIGABYTE:.1f} GB/s (slowest round {slowest[threads] / GIGABYTE:.1f}) with {threads}"
         for threads in arguments.threads
@@ -142,12 +160,13 @@ def main() -> None:
         "note": f"Mamba of {parameters / 1e6:.0f} M parameters ({arguments.layers} layers of width "
         f"{arguments.hidden_size}), batch {arguments.batch}; medians of {arguments.rounds} rounds of "
         f"{arguments.tokens} tokens, taking turns. Limit: weights read at the best reading speed of this run, "
-        f"{speed_text} thread(s).",
+        f"{speed_text} thread(s). Reading: as many bytes in one piece right before each turn, median of the ratios.",
         "instructions": DECODE_LIBRARY.mambaformer_decode_isa().decode() if DECODE_LIBRARY is not None else None,
         "arguments": vars(arguments),
         "load_average_at_start": load,
         "bytes_per_second": speeds,
         "milliseconds": times,
+        "reading_milliseconds": readings,
     }
     write_table(arguments.name, result)
 

@@ -7,7 +7,8 @@ Time one routed pass of ET5's decoder at flan-t5-base's size: transformers' modu
 A pass computes the position that asks and those that ET5 has skipped since it last spoke. Weights are random: the time
 of a pass does not depend on them. All take turns within every round, so that whatever else the machine does meets them
 alike; medians are compared. Beside them stands the time in which the machine can read what a pass has to: the weights,
-and the source's keys and values, by the best reading speed measured in the same run.
+and the source's keys and values, by the best reading speed measured in the same run. Where others share the machine's
+memory that is the speed of a lucky moment, so each pass is also compared with reading as much right before it.
 Writes `benchmarks/results/et5_pass.json` and `et5_pass.md`.
 """
 
@@ -17,6 +18,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,13 +28,20 @@ from ..modeling_mambaformer.et5_pass import ET5_FORMATS, BoundET5, ET5Decoder
 from ..modeling_mambaformer.lazy_et5 import LazyET5State
 from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from ..modeling_mambaformer.sources import Sources
-from .decode_step import GIGABYTE, LIBRARY_MODULES, reading_speed
+from .decode_step import GIGABYTE, LIBRARY_MODULES, median_ratio, readable, reading_speed
 from .latency_peers import random_t5
 from .machine import command_line, write_table
 
 BEFORE = 32  # positions that ET5 has read before the pass
 
 Pass = Callable[[int], object]
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """That one call takes."""
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
 
 
 def parameter_bytes(module: nn.Module) -> int:
@@ -44,14 +53,14 @@ def passes(et5: T5ForConditionalGeneration, length: int, decoder: ET5Decoder | N
     """A pass over so many positions of one answer to a source of `length`, and the bytes of what it keeps of that."""
     vocab = et5.config.vocab_size
     state = LazyET5State(Sources.build(torch.randint(2, vocab, (1, length)), None, vocab), torch.zeros(1).long())
-    row, answer = torch.zeros(1).long(), torch.randint(2, vocab, (1, 2 * BEFORE))
+    answer = torch.randint(2, vocab, (1, 2 * BEFORE))
     bound = None if decoder is None else BoundET5(decoder)  # as during an answer
-    state.encode(et5, row)
-    state.decode(et5, answer, row, BEFORE, BEFORE - 1, bound)
+    state.encode(et5, [0])
+    state.decode(et5, answer, [0], BEFORE, BEFORE - 1, bound)
 
     def run(positions: int) -> None:
-        state.reached.fill_(BEFORE)
-        state.decode(et5, answer, row, BEFORE + positions, BEFORE + positions - 1, bound)
+        state.reached = [BEFORE]
+        state.decode(et5, answer, [0], BEFORE + positions, BEFORE + positions - 1, bound)
 
     return run, sum(x.nbytes for pair in state.cross for x in pair)
 
@@ -79,28 +88,31 @@ def main() -> None:
         decoders[name], weights[name] = decoder, decoder.packed(et5, check=False).pass_bytes
     runs = {(name, length): passes(et5, length, it) for name, it in decoders.items() for length in arguments.lengths}
     times: dict[tuple[str, int, int], list[float]] = {}
+    readings: dict[tuple[str, int, int], list[float]] = {}  # of as many bytes, before each
     speeds = []
+    memory = readable(max(weights.values()) + max(kept for _, kept in runs.values()))
     for turn in range(arguments.rounds + 1):
         speeds.append(reading_speed())
-        for (name, length), (run, _) in runs.items():
+        for (name, length), (run, kept) in runs.items():
             for positions in arguments.positions:
                 run(positions)
-                start = time.perf_counter()
-                run(positions)
+                read = milliseconds(memory[: (weights[name] + kept) // 4].sum)
+                spent = milliseconds(partial(run, positions))
                 if turn:
-                    spent = 1000 * (time.perf_counter() - start)
                     times.setdefault((name, length, positions), []).append(spent)
+                    readings.setdefault((name, length, positions), []).append(read)
     rows: list[list[object]] = []
     for (name, length), (_, kept) in runs.items():
         limit = 1000 * (weights[name] + kept) / max(speeds)
         row: list[object] = [name, length, round((weights[name] + kept) / 2**20), round(limit, 2)]
         for positions in arguments.positions:
             median = statistics.median(times[name, length, positions])
-            row += [round(median, 2), round(median / limit, 2)]
+            beside = median_ratio(times[name, length, positions], readings[name, length, positions])
+            row += [round(median, 2), round(median / limit, 2), round(beside, 2)]
         rows.append(row)
     columns = ["Pass", "Source tokens", "Read, MiB", "limit, ms"]
     for positions in arguments.positions:
-        columns += [f"ms, {positions} position{'s' * (positions > 1)}", "x limit"]
+        columns += [f"ms, {positions} position{'s' * (positions > 1)}", "x limit", "x reading"]
     result: dict[str, object] = {
         "command": command_line("et5_pass", arguments),
         "columns": columns,
@@ -108,10 +120,12 @@ def main() -> None:
         "note": f"Decoder and head of flan-t5-base's size, one row, {BEFORE} positions before the pass, "
         f"{arguments.threads} thread(s); medians of {arguments.rounds} rounds, taking turns. Limit: weights and the "
         f"source's keys and values read at the best reading speed of this run, {max(speeds) / GIGABYTE:.1f} GB/s "
-        f"(slowest round {min(speeds) / GIGABYTE:.1f}).",
+        f"(slowest round {min(speeds) / GIGABYTE:.1f}). Reading: as many bytes in one piece right before each pass, "
+        "median of the ratios.",
         "arguments": vars(arguments),
         "bytes_per_second": speeds,
         "milliseconds": {" / ".join(map(str, key)): values for key, values in times.items()},
+        "reading_milliseconds": {" / ".join(map(str, key)): values for key, values in readings.items()},
     }
     write_table(arguments.name, result)
 

@@ -29,12 +29,12 @@ def last_cache() -> int:
     return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K") and size[:-1].isdigit()), default=2**25)
 
 
-def heads_pay(emamba: PackedWeights) -> bool:
+def reads_memory(emamba: PackedWeights) -> bool:
     """
-    Whether it is the reading of its weights that EMamba's step waits for.
+    Whether EMamba's step waits for memory to hand over its weights.
 
-    Where they stay in the processor's cache, a further token costs about half of a first one, and the heads' own work
-    more than what they save.
+    Where they stay in the processor's cache, a further token costs about half of a first one: more than a guess is
+    worth, but less than one of a passage that is being copied.
     """
     return 2 * emamba.step_bytes > last_cache()
 

@@ -2,9 +2,9 @@
 """
 Look-ahead within `decode_greedily`, in compiled code (`native/greedy_run.cpp`).
 
-Where the text itself proposes nothing, the model's heads do, if it has any and they pay. `LookAhead.choose`, which
-serves every request that is not plain greedy, does without them. Tokens, choices and records are those of plain
-decoding.
+Where the text itself proposes nothing, the model's heads do, if it has any. A model whose weights stay in the
+processor's cache makes do with passages that are being copied. `LookAhead.choose`, which serves every request that is
+not plain greedy, does without heads. Tokens, choices and records are those of plain decoding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .cache_mambaformer import MambaFormerCache
 from .compiled_steps import CompiledSteps
-from .draft_weights import heads_pay
+from .draft_weights import reads_memory
 from .greedy_run import COUNTS, GreedyRun
 from .look_ahead import LookAhead
 from .state_log import StateLog
@@ -34,7 +34,10 @@ class AheadSteps(CompiledSteps):
         self.look_ahead: LookAhead = cache.look_ahead
         self.look_ahead.ahead = None  # of what was read ahead of the first token, only that one is used
         heads, weights = model.look_ahead_heads, greedy.step.packed
-        packed = heads.drafter.prepare(heads, weights) if heads is not None and heads_pay(weights) else None
+        guesses = reads_memory(weights)
+        packed = heads.drafter.prepare(heads, weights) if heads is not None and guesses else None
+        if not guesses:
+            self.look_ahead.rules.shortest = self.look_ahead.rules.copied
         logs = partial(StateLog.for_tokens, cache.emamba, self.room(cache), logs=2)
         self.ahead = greedy.look_ahead(self.look_ahead, logs, packed)
 

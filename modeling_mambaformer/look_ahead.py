@@ -157,8 +157,8 @@ class LookAhead:
 
     def _look(self, model: nn.Module, cache: MambaFormerCache, ids: torch.Tensor) -> Ahead | None:
         """Read the one token `ids` `(1, 1)` and what is proposed to follow it, if anything."""
-        proposed = self.propose(cache.get_seq_length())
-        if not proposed or cache.emamba is None:
+        proposed = [] if cache.emamba is None else self.propose(cache.get_seq_length())
+        if not proposed:
             return None
         tokens = torch.cat([ids, ids.new_tensor([proposed])], dim=1)  # (1, 1 + n)
         log = self.free_log(cache)

@@ -23,7 +23,7 @@ from .rounded_weight import RoundedWeight
 from .weight_arena import Arena
 from .weight_rounding import GROUP, quantize_rows
 
-DECODE_ABI = 12
+DECODE_ABI = 13
 FLOAT32, BFLOAT16, INT8, INT4, PANELS = range(5)  # of native/matrices.h
 BYTES = 64  # columns of an int8 matrix are filled up to a multiple of this
 LOG2_E = 1.4426950408889634

@@ -41,7 +41,7 @@ struct Shared {
 extern "C" {
 
 // Raised with every change of the structures or of what they mean.
-int64_t mambaformer_decode_abi() { return 12; }
+int64_t mambaformer_decode_abi() { return 13; }
 const char* mambaformer_decode_isa() { return has_avx512() ? "avx512vnni" : has_avx2() ? "avx2" : "portable"; }
 
 // How often teams have been halved for want of processors; 0 where as many threads work as were asked for.

@@ -25,13 +25,15 @@ namespace {
 // Mirrored field by field in modeling_mambaformer/et5_pass.py.
 struct Et5Args {
   Et5Model model;
-  const int64_t *ids, *rows, *sources;  // (batch, length), (batch), (batch)
+  const int64_t *ids, *rows, *sources;  // (all rows, ids_row) of what they have been given, (batch), (batch)
   const uint8_t* mask;                  // (sources, source_length)
   const float* distance_bias;           // (heads, bias_row): of start + length keys, as the last position sees them
   float* logits;                        // (batch, kept, vocab)
   Matrix head;
   double scale;
-  int64_t batch, length, start, kept, capacity, source_length, bias_row, threads;
+  int64_t batch, length, start, kept, capacity, source_length, bias_row, ids_row, threads;
+
+  int64_t id(int64_t token) const { return ids[rows[token / length] * ids_row + start + token % length]; }
 };
 
 constexpr int64_t TOGETHER = 2;  // positions that look at the same keys
@@ -55,7 +57,7 @@ int mambaformer_et5_pass(const Et5Args* args) {
   const int64_t tokens = args->batch * args->length, hidden = model.hidden, inner = model.heads * model.width;
   if (tokens <= 0) return 0;
   for (int64_t i = 0; i < tokens; ++i)
-    if (args->ids[i] < 0 || args->ids[i] >= model.vocab) return 2;
+    if (args->id(i) < 0 || args->id(i) >= model.vocab) return 2;
 
   const int64_t layer = hidden * (6 * inner + 3 * model.ff);
   const int64_t threads = thread_count(args->threads, (hidden + SPAN - 1) / SPAN,

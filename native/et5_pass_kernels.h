@@ -125,7 +125,7 @@ ISA_TARGET static void run_pass(const Et5Args& args, const Et5Shared& shared, co
   const Range outputs = part_of(hidden, thread, threads), inners = part_of(inner, thread, threads);
   const Range ffs = part_of(ff, thread, threads);
   const Range heads = {pairs * thread / threads, pairs * (thread + 1) / threads};
-  for (int64_t n = 0; n < tokens; ++n) embed(model, args.ids[n], outputs, shared.residual + n * hidden);
+  for (int64_t n = 0; n < tokens; ++n) embed(model, args.id(n), outputs, shared.residual + n * hidden);
   meet();
   for (int64_t l = 0; l < model.layer_count; ++l) {
     const Et5Layer& layer = model.layers[l];

@@ -39,7 +39,7 @@ def encoded(et5, encoder: ET5Encoder | None, lengths=LENGTHS, calls=((0, 2), (0,
     """States of all sources, read in several calls, zero on padding."""
     state = LazyET5State(sources_of(random_batch(lengths, seed=seed)), torch.arange(len(lengths)))
     for wanted in calls:
-        state.encode(et5, torch.tensor(wanted), encoder)
+        state.encode(et5, wanted, encoder)
     return state.encoder_states * state.sources.attention_mask[..., None]
 
 

@@ -48,9 +48,8 @@ def decoded(et5, decoder: ET5Decoder | None, calls, expand: int = 1, seed: int =
     rows = torch.arange(len(LENGTHS)).repeat_interleave(expand)
     ids = torch.randint(3, VOCAB, (len(rows), 40), generator=torch.Generator().manual_seed(seed))
     state, found = LazyET5State(sources, rows), []
-    state.encode(et5, torch.arange(len(LENGTHS)))
+    state.encode(et5, range(len(LENGTHS)))
     for wanted, end, keep_from in calls:
-        wanted = torch.tensor(wanted)
         found.append(state.decode(et5, ids, wanted, end, keep_from, decoder)[0])
     return found
 
@@ -60,7 +59,10 @@ def passes(monkeypatch) -> list[tuple[int, int]]:
     """Rows and positions of every compiled pass."""
     seen, run = [], et5_pass.run_pass
     monkeypatch.setattr(
-        lazy_et5, "run_pass", lambda memory, ids, *rest: seen.append(tuple(ids.shape)) or run(memory, ids, *rest)
+        lazy_et5,
+        "run_pass",
+        lambda memory, ids, rows, sources, start, end, kept: seen.append((len(rows), end - start))
+        or run(memory, ids, rows, sources, start, end, kept),
     )
     return seen
 
@@ -89,21 +91,21 @@ def test_logits_are_those_of_the_modules(kind, threads, passes, monkeypatch):
 def test_keys_and_values_of_sources_are_kept_in_one_piece(order):
     """Those of the right source, whichever the encoder has read first, and nothing beside them."""
     et5 = tiny_et5("v1.1")
-    wanted, count = torch.tensor(order), len(LENGTHS)
+    count = len(LENGTHS)
     state = LazyET5State(sources_of(random_batch(LENGTHS, seed=1)), torch.arange(count))
-    state.encode(et5, wanted)
-    state.decode(et5, torch.zeros(count, 1, dtype=torch.long), wanted, 1, 0, ET5Decoder())
+    state.encode(et5, order)
+    state.decode(et5, torch.zeros(count, 1, dtype=torch.long), order, 1, 0, ET5Decoder())
     (memory,) = {x.untyped_storage().data_ptr(): x.untyped_storage() for pair in state.cross for x in pair}.values()
     assert memory.nbytes() == sum(x.nbytes for pair in state.cross for x in pair)
     whole = LazyET5State(state.sources, torch.arange(count))
-    whole.encode(et5, torch.arange(count))
-    torch.testing.assert_close(state.encoder_states[wanted], whole.encoder_states[wanted], atol=1e-5, rtol=1e-5)
+    whole.encode(et5, range(count))
+    torch.testing.assert_close(state.encoder_states[order], whole.encoder_states[order], atol=1e-5, rtol=1e-5)
     tokens = state.sources.attention_mask.bool()[:, None, :, None]  # (B0, 1, S, 1)
     for (keys, values), block in zip(state.cross, et5.decoder.block, strict=True):
         attention = block.layer[1].EncDecAttention
         for kept, projection in ((keys, attention.k), (values, attention.v)):
             exact = projection(whole.encoder_states).unflatten(-1, (kept.shape[1], -1)).transpose(1, 2) * tokens
-            torch.testing.assert_close(kept[wanted], exact[wanted])
+            torch.testing.assert_close(kept[order], exact[order])
 
 
 def test_rows_of_one_source_and_far_distances(passes):
@@ -137,11 +139,11 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(weight_forma
 
     def logits(rows: list[int], threads: int) -> torch.Tensor:
         state, before = LazyET5State(sources, torch.arange(4)), torch.get_num_threads()
-        state.encode(et5, torch.arange(4))
-        state._decode_compiled(packed, ids[:, :3], torch.arange(4), 0, 2)
+        state.encode(et5, range(4))
+        state._decode_compiled(packed, ids, list(range(4)), 0, 3, 2)
         try:
             torch.set_num_threads(threads)
-            return state._decode_compiled(packed, ids[rows, 3:], torch.tensor(rows), 3, 8)
+            return state._decode_compiled(packed, ids, rows, 3, 11, 8)
         finally:
             torch.set_num_threads(before)
 
@@ -228,8 +230,8 @@ def test_bad_ids_are_named():
     packed = PackedET5(et5, "float32")
     state = LazyET5State(sources_of(random_batch(LENGTHS)), torch.arange(4))
     with torch.no_grad(), pytest.raises(IndexError, match="outside"):
-        state.encode(et5, torch.arange(4))
-        state._decode_compiled(packed, torch.full((1, 1), VOCAB + 5), torch.tensor([0]), 0, 0)
+        state.encode(et5, range(4))
+        state._decode_compiled(packed, torch.full((1, 1), VOCAB + 5), [0], 0, 1, 0)
 
 
 @pytest.mark.parametrize("weight_format", ["float32", "int8"])

@@ -140,6 +140,7 @@ def test_plain_greedy_answers_take_the_short_loop(models, route, kind, monkeypat
 @pytest.mark.parametrize("routing", ["auto", "emamba"])
 def test_no_place_to_propose_is_passed_over(models, routing, monkeypatch):
     """Where several tokens are read in a call, it ends at each place at which single ones would have proposed."""
+    monkeypatch.setattr(draft_weights, "last_cache", lambda: 0)
     asked = {"max_new_tokens": 60, "eos_token_id": None, "return_dict_in_generate": True, "routing": routing}
     calls, run = [], GreedyRun.run
     monkeypatch.setattr(GreedyRun, "run", lambda self, *given: calls.append(1) or run(self, *given))
@@ -152,6 +153,15 @@ def test_no_place_to_propose_is_passed_over(models, routing, monkeypatch):
         calls.clear()
     assert counts[1][1:] == counts[32][1:] and counts[32][0]["calls"] < counts[1][0]["calls"]
     assert sum(count["proposed"] for count in counts[1][1:]) > 4
+
+
+@pytest.mark.parametrize("cache", [0, 2**40])
+def test_only_copies_are_proposed_where_the_cache_holds_the_weights(models, cache, monkeypatch):
+    monkeypatch.setattr(draft_weights, "last_cache", lambda: cache)
+    monkeypatch.setattr(look_ahead, "COPIED", 100)  # no passage is as long
+    asked = {"max_new_tokens": 40, "eos_token_id": None, "return_dict_in_generate": True, "look_ahead": 3}
+    found = [model.generate(**question(seed), **asked).look_ahead for seed, model in enumerate(models)]
+    assert bool(sum(counts.proposed for counts in found)) == (cache == 0)
 
 
 @pytest.mark.parametrize("opens", [True, False])

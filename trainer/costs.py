@@ -46,20 +46,19 @@ def measure_costs(
         for length in (source_length, target_length + CAUGHT_UP)
     )
     sources = Sources.build(ids, None, model.config.vocab_size)
-    row = torch.zeros(1, dtype=torch.long, device=device)
-    state = LazyET5State(sources, row)
+    state = LazyET5State(sources, torch.zeros(1, dtype=torch.long, device=device))
 
     def encode() -> None:
-        state.encoded[:] = False
-        state.encode(model.et5, row, model.et5_encoder)
+        state.encoded.clear()
+        state.encode(model.et5, [0], model.et5_encoder)
 
     def decode(positions: int) -> None:
-        state.reached[:] = target_length
+        state.reached = [target_length]
         end = target_length + positions
-        state.decode(model.et5, answer, row, end, end - 1, model.et5_decoder)
+        state.decode(model.et5, answer, [0], end, end - 1, model.et5_decoder)
 
     encoder = least_ms(encode, repeats, device)
-    state.decode(model.et5, answer, row, target_length, target_length - 1, model.et5_decoder)
+    state.decode(model.et5, answer, [0], target_length, target_length - 1, model.et5_decoder)
     short = least_ms(lambda: decode(1), repeats, device)
     long = least_ms(lambda: decode(CAUGHT_UP), repeats, device)
     cache, _ = read_source(model.emamba, sources)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,10 +119,8 @@ class MambaFormerCache:
         self.source_scalars: tuple[torch.Tensor, torch.Tensor] | None = None  # (B0,), (B0,)
         self.decoder_ids = sources.input_ids.new_zeros(count * expand, 0)  # (B, t)
         self.ends_at = torch.full_like(self.row_source, torch.iinfo(torch.long).max)  # (B,), tokens of ended rows
-        groups = int(self.row_group[-1]) + 1
-        self.passes, self.tokens, self.encodings = (
-            torch.zeros(groups, dtype=torch.long, device=device) for _ in range(3)
-        )
+        self.group_of: list[int] = self.row_group.tolist()
+        self.passes, self.tokens, self.encodings = ([0] * (self.group_of[-1] + 1) for _ in range(3))  # of each group
         self.steps: list[dict[str, torch.Tensor]] = []  # (B, n) each, of generated positions, rows as they stood then
 
     @property
@@ -168,18 +167,26 @@ class MambaFormerCache:
 
     def counts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Passes, positions and encoder runs so far, of the group each row belongs to, three times `(B,)`."""
-        return self.passes[self.row_group], self.tokens[self.row_group], self.encodings[self.row_group]
+        return self._counts_of(self.row_group)
 
-    def count_encodings(self, sources: torch.Tensor, rows: torch.Tensor) -> None:
+    def _counts_of(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Passes, positions and encoder runs so far of `groups` `(n,)`."""
+        counts = torch.tensor([self.passes, self.tokens, self.encodings], device=groups.device)  # (3, groups)
+        return tuple(counts[:, groups])
+
+    def count_encodings(self, sources: Iterable[int], rows: list[int]) -> None:
         """Book one encoder run for each of `sources`, on the first of `rows` that asked for it."""
-        for source in sources.tolist():
-            row = rows[self.row_source[rows] == source][0]
-            self.encodings[self.row_group[row]] += 1
+        for source in sources:
+            row = next(row for row in rows if self.et5.source_of[row] == source)
+            self.encodings[self.group_of[row]] += 1
 
-    def count_pass(self, rows: torch.Tensor, positions: int) -> None:
+    def count_pass(self, rows: list[int], positions: int) -> None:
         """Book one decoder pass of `positions` positions for each of `rows`."""
-        self.passes[self.row_group[rows].unique()] += 1
-        self.tokens.index_add_(0, self.row_group[rows], torch.full_like(rows, positions))
+        groups = [self.group_of[row] for row in rows]
+        for group in set(groups):
+            self.passes[group] += 1
+        for group in groups:
+            self.tokens[group] += positions
 
     def trace(self, new_tokens: int, beam_indices: torch.Tensor | None = None) -> RouteTrace:
         """
@@ -202,9 +209,5 @@ class MambaFormerCache:
                 columns[name] = columns[name].masked_fill(missing, float("nan"))
             columns["gap"] = columns["gap"].masked_fill(missing, 0)
             groups = self.row_group[index[:, 0].clamp(min=0)]
-        return RouteTrace(
-            **columns,
-            et5_passes=self.passes[groups],
-            et5_tokens=self.tokens[groups],
-            encoder_calls=self.encodings[groups],
-        )
+        passes, tokens, encodings = self._counts_of(groups)
+        return RouteTrace(**columns, et5_passes=passes, et5_tokens=tokens, encoder_calls=encodings)

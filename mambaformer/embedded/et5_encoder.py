@@ -73,7 +73,8 @@ def run_encoder(packed: PackedEncoder, ids: Tensor, mask: Tensor) -> Tensor:
     lengths = mask.sum(1)  # (n,)
     tokens = ids[mask]  # (N,), source after source
     longest = max(1, int(lengths.max()))
-    bias = packed.distance_bias(before=longest - 1, after=longest - 1).contiguous()  # (H, 2 L - 1)
+    biases, first = packed.distance_bias(before=longest - 1, after=longest - 1)
+    bias = biases[:, first : first + 2 * longest - 1].contiguous()  # (H, 2 L - 1)
     found = torch.empty(len(tokens), packed.model.hidden, dtype=torch.float32)
     args = EncoderArgs(
         model=packed.model,

@@ -60,7 +60,7 @@ class Et5Args(ctypes.Structure):
     _fields_ += [(name, ctypes.c_void_p) for name in ("ids", "rows", "sources", "mask", "distance_bias", "logits")]
     _fields_ += [("head", Matrix), ("scale", ctypes.c_double)]
     _fields_ += [(name, ctypes.c_int64) for name in ("batch", "length", "start", "kept", "capacity")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("source_length", "bias_row", "threads")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("source_length", "bias_row", "ids_row", "threads")]
 
 
 class PackedStack(Packing):
@@ -96,14 +96,19 @@ class PackedStack(Packing):
         )
         self._embed(self.model, stack.embed_tokens)
 
-    def distance_bias(self, before: int, after: int) -> Tensor:
-        """Bias `(heads, before + 1 + after)` of a position to those at most so far before and after it."""
-        farthest = 0 if self.biases is None else self.biases.shape[1] // 2
-        if self.biases is None or farthest < max(before, after):
+    def distance_bias(self, before: int, after: int) -> tuple[Tensor, int]:
+        """
+        Bias of a position to those at most so far before and after it.
+
+        Returns:
+            contiguous float32 `(heads, more than before + after)`, and the column of the one `before` positions ago.
+        """
+        biases = self.biases
+        if biases is None or biases.shape[1] // 2 < max(before, after):
             farthest = 2 * max(before, after, 32)
             biases = self.attention.compute_bias(1, 2 * farthest + 1, past_seen_tokens=farthest)
-            self.biases = biases[0, :, 0].contiguous()  # (heads, 2 farthest + 1)
-        return self.biases[:, farthest - before : farthest + after + 1]
+            self.biases = biases = biases[0, :, 0].contiguous()  # (heads, 2 farthest + 1)
+        return biases, biases.shape[1] // 2 - before
 
     def _fill(self, layer: Et5Layer, own: nn.Module, feed: nn.Module, gated: bool) -> None:
         """Enter self-attention and feed-forward part."""
@@ -260,7 +265,7 @@ class BoundET5:
 
 class PassMemory:
     """
-    The decoder as a compiled pass finds it: packed weights, and the keys and values of rows and sources.
+    What stays from pass to pass of one request: packed weights, and where the keys and values of rows and sources are.
 
     Args:
         own: keys and values `(B, H, capacity, K)` of each layer, which passes write at new positions.
@@ -274,24 +279,33 @@ class PassMemory:
         cross: list[tuple[Tensor, Tensor]],
         mask: Tensor,
     ):
-        self.packed, self.kept, self.mask = packed, (own, cross), mask.bool().contiguous()
+        self.packed, self.own, self.cross, self.mask = packed, own, cross, mask.bool().contiguous()
         self.layers = (Et5Layer * len(packed.layers)).from_buffer_copy(packed.layers)
         for layer, mine, theirs in zip(self.layers, own, cross, strict=True):
             layer.keys, layer.values = (x.data_ptr() for x in mine)
             layer.cross_keys, layer.cross_values = (x.data_ptr() for x in theirs)
-        self.model = Et5Model.from_buffer_copy(packed.model)
-        self.model.layers = self.layers
-        self.capacity = own[0][0].shape[2]
+        model = Et5Model.from_buffer_copy(packed.model)
+        model.layers = self.layers
+        self.args = Et5Args(
+            model=model,
+            mask=self.mask.data_ptr(),
+            head=packed.head,
+            scale=packed.scale,
+            capacity=own[0][0].shape[2],
+            source_length=self.mask.shape[1],
+        )
 
 
-def run_pass(memory: PassMemory, ids: Tensor, start: int, kept: int, rows: Tensor, sources: Tensor) -> Tensor:
+def run_pass(
+    memory: PassMemory, ids: Tensor, rows: list[int], sources: list[int], start: int, end: int, kept: int
+) -> Tensor:
     """
-    Positions `start` to `start + T` of R rows.
+    Positions from `start` to `end` (exclusive) of R rows.
 
     Args:
         memory: of which keys and values are known before `start`, and written from there on.
-        ids: `(R, T)` long. kept: how many of the last positions' logits are wanted.
-        rows, sources: `(R,)` long, into the memory's rows and sources.
+        ids: `(B, end or more)` long, what all rows have been given.
+        rows, sources: R each, of the memory. kept: how many of the last positions' logits are wanted.
 
     Returns:
         logits `(R, kept, V)` in float32.
@@ -300,37 +314,29 @@ def run_pass(memory: PassMemory, ids: Tensor, start: int, kept: int, rows: Tenso
         IndexError: for an id outside the vocabulary.
         MemoryError: where the workspace finds no memory.
     """
-    packed, (batch, length) = memory.packed, ids.shape
-    bias = packed.distance_bias(before=start + length - 1, after=0)  # (H, start + T)
-    logits = torch.empty(batch, kept, packed.model.vocab, dtype=torch.float32)
-    ids, rows, sources = ids.contiguous(), rows.contiguous(), sources.contiguous()
-    args = Et5Args(
-        model=memory.model,
-        ids=ids.data_ptr(),
-        rows=rows.data_ptr(),
-        sources=sources.data_ptr(),
-        mask=memory.mask.data_ptr(),
-        distance_bias=bias.data_ptr(),
-        logits=logits.data_ptr(),
-        head=packed.head,
-        scale=packed.scale,
-        batch=batch,
-        length=length,
-        start=start,
-        kept=kept,
-        capacity=memory.capacity,
-        source_length=memory.mask.shape[1],
-        bias_row=bias.stride(0),
-        threads=packed.threads(batch * length),
-    )
+    packed, args, batch, length = memory.packed, memory.args, len(rows), end - start
+    ids = ids if ids.stride(1) == 1 else ids.contiguous()
+    logits = torch.empty(batch, kept, args.model.vocab, dtype=torch.float32)
+    numbers = (ctypes.c_int64 * (2 * batch))(*rows, *sources)
+    args.rows = ctypes.addressof(numbers)
+    args.sources = args.rows + 8 * batch
+    args.ids, args.ids_row, args.logits = ids.data_ptr(), ids.stride(0), logits.data_ptr()
+    args.batch, args.length, args.start, args.kept = batch, length, start, kept
+    biases, first = packed.distance_bias(before=end - 1, after=0)
+    args.distance_bias, args.bias_row = biases.data_ptr() + 4 * first, biases.shape[1]
+    args.threads = packed.threads(batch * length)
     error = DECODE_LIBRARY.mambaformer_et5_pass(ctypes.byref(args))
-    check_error(error, f"a pass of {batch} rows and {length} positions", ids, packed.model.vocab)
+    if error:
+        check_error(error, f"a pass of {batch} rows and {length} positions", ids[rows, start:end], args.model.vocab)
     return logits
 
 
-def check_error(error: int, what: str, ids: Tensor, vocab: int) -> None:
+def check_error(error: int, what: str, ids: Tensor | None = None, vocab: int = 0) -> None:
     """
     Raise what a call of the library tells.
+
+    Args:
+        ids: which the call has read, if any.
 
     Raises:
         IndexError: for an id outside the vocabulary.

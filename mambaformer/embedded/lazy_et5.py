@@ -8,6 +8,8 @@ they have reached, in one multi-token decoder pass that catches up what they ski
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
@@ -31,46 +33,48 @@ class LazyET5State:
     Args:
         sources: the B0 source texts.
         row_source: `(B,)` long, the source of each row; several rows may share one (beams, returned sequences).
+
+    Which rows and sources have come how far is known outside of the device, so that nobody waits for it to tell.
     """
 
     def __init__(self, sources: Sources, row_source: torch.Tensor):
-        count, rows = sources.input_ids.shape[0], row_source.shape[0]
-        device = sources.input_ids.device
         self.sources = sources
         self.row_source = row_source
+        self.source_of: list[int] = row_source.tolist()
         self.encoder_states: torch.Tensor | None = None  # (B0, S, D)
-        self.encoded = torch.zeros(count, dtype=torch.bool, device=device)
-        self.crossed = torch.zeros(count, dtype=torch.bool, device=device)
+        self.encoded: set[int] = set()  # sources that the encoder has read
+        self.crossed: set[int] = set()  # those whose keys and values are in `cross`
         self.cross: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (B0, H, S, K)
         self.own: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (B, H, capacity, K)
         self.memory: PassMemory | None = None  # `own` and `cross` for compiled passes, while nobody replaces them
-        self.reached = torch.zeros(rows, dtype=torch.long, device=device)  # decoder positions done, per row
+        self.reached = [0] * len(self.source_of)  # decoder positions done, per row
 
     def rewind(self) -> None:
         """Forget all decoding; what the encoder has read stays."""
         self.own, self.memory = [], None
-        self.reached = torch.zeros_like(self.reached)
+        self.reached = [0] * len(self.reached)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Keep `rows` `(B',)`, which may repeat or reorder."""
         self.row_source = self.row_source[rows]
-        self.reached = self.reached[rows]
+        order = rows.tolist()
+        self.source_of, self.reached = ([kept[row] for row in order] for kept in (self.source_of, self.reached))
         self.own, self.memory = [(keys[rows], values[rows]) for keys, values in self.own], None
 
     def adopt(self, states: torch.Tensor) -> None:
         """Take encoder states `(B0, S, D)` that the caller already has."""
         self.encoder_states = states
-        self.encoded[:] = True
+        self.encoded = set(range(len(states)))
 
-    def encode(self, et5: PreTrainedModel, wanted: torch.Tensor, encoder: ET5Encoder | None = None) -> torch.Tensor:
+    def encode(self, et5: PreTrainedModel, wanted: Iterable[int], encoder: ET5Encoder | None = None) -> list[int]:
         """
-        Run the encoder for those of the sources `wanted` that it has not read; returns which, `(n,)` long.
+        Run the encoder for those of the sources `wanted` that it has not read; returns which.
 
         Args:
             encoder: runs it in compiled code where it can; `None` runs the modules.
         """
-        missing = wanted[~self.encoded[wanted]]
-        if missing.numel() == 0:
+        missing = sorted(set(wanted) - self.encoded)
+        if not missing:
             return missing
         mask = self.sources.attention_mask[missing]  # (n, S)
         columns = mask.any(0).nonzero().flatten()
@@ -79,9 +83,9 @@ class LazyET5State:
         states = None if encoder is None else encoder.encode(et5, ids, mask)  # (n, high - low, D)
         if states is None:
             states = et5.encoder(input_ids=ids, attention_mask=mask)[0]
-        self.encoded[missing] = True
+        self.encoded.update(missing)
         size = self.sources.input_ids.shape
-        if states.shape[:2] == size and bool((missing.diff() == 1).all()):  # all sources in their order
+        if states.shape[:2] == size:  # all sources, in their order
             self.encoder_states = states
             return missing
         if self.encoder_states is None:
@@ -93,13 +97,13 @@ class LazyET5State:
         self,
         et5: PreTrainedModel,
         decoder_ids: torch.Tensor,
-        rows: torch.Tensor,
+        rows: list[int],
         end: int,
         keep_from: int,
         decoder: ET5Decoder | BoundET5 | None = None,
     ) -> tuple[torch.Tensor, int]:
         """
-        One decoder pass for `rows` `(R,)` over the positions they have not reached, up to `end` (exclusive).
+        One decoder pass for the R `rows` over the positions they have not reached, up to `end` (exclusive).
 
         Args:
             decoder_ids: `(B, end or more)` long, all decoder input so far.
@@ -109,14 +113,13 @@ class LazyET5State:
         Returns:
             logits `(R, end - keep_from, V)`, and the number of positions computed for each of the rows.
         """
-        start = int(self.reached[rows].min())
+        start = min(self.reached[row] for row in rows)
+        source = [self.source_of[row] for row in rows]
+        crossed = self.crossed.issuperset(source)
         if decoder is not None and len(rows) * (end - start) <= MOST_TOKENS:
-            check = not bool(self.crossed.all())
-            packed = decoder.packed(et5, check=check) if self.memory or self._is_plain() else None
+            packed = decoder.packed(et5, check=not crossed) if self.memory or self._is_plain() else None
             if packed is not None:
-                return self._decode_compiled(packed, decoder_ids[rows, start:end], rows, start, keep_from), end - start
-        source = self.row_source[rows]
-        crossed = bool(self.crossed[source].all())
+                return self._decode_compiled(packed, decoder_ids, rows, start, end, keep_from), end - start
         past = DynamicCache(config=et5.decoder.config)
         if start:
             for layer, (keys, values) in enumerate(self.own):
@@ -141,52 +144,54 @@ class LazyET5State:
         kept = [self.encoder_states, *(x for pair in self.own + self.cross for x in pair)]
         return all(x.dtype == torch.float32 and x.is_cpu and x.is_contiguous() for x in kept)
 
-    def _read_sources(self, packed: PackedET5, missing: torch.Tensor) -> None:
-        """Make what all layers look at in the sources `missing` `(n,)`."""
+    def _read_sources(self, packed: PackedET5, missing: list[int]) -> None:
+        """Make what all layers look at in the sources `missing`."""
         if not self.cross:
             model, (count, length) = packed.model, self.encoder_states.shape[:2]
             shape = (len(packed.layers), 2, count, model.heads, length, model.width)  # (L, 2, B0, H, S, K)
             # In one piece: pieces for each layer would leave holes, in all half as large as what is kept.
             self.cross = [(keys, values) for keys, values in large_zeros(shape)]
         read_sources(packed, self.encoder_states, self.sources.attention_mask, missing, self.cross)
-        self.crossed[missing] = True
+        self.crossed.update(missing)
 
     def _decode_compiled(
-        self, packed: PackedET5, ids: torch.Tensor, rows: torch.Tensor, start: int, keep_from: int
+        self, packed: PackedET5, decoder_ids: torch.Tensor, rows: list[int], start: int, end: int, keep_from: int
     ) -> torch.Tensor:
-        """Logits of the positions of `ids` `(R, T)` from `keep_from` on, `start` being the first."""
-        source, end = self.row_source[rows], start + ids.shape[1]
-        known = self.crossed[source]  # (R,)
-        if not bool(known.all()):
-            self._read_sources(packed, source[~known].unique())
+        """Logits `(R, end - keep_from, V)`, the pass being one over the positions from `start` on."""
+        source = [self.source_of[row] for row in rows]
+        if not self.crossed.issuperset(source):
+            self._read_sources(packed, sorted(set(source) - self.crossed))
         if end > (self.own[0][0].shape[2] if self.own else 0):
             like, count = self.cross[0][0], len(self.reached)
             old = self.own or [(None, None)] * len(self.cross)
             self.own, self.memory = [tuple(grown(x, like, count, end) for x in pair) for pair in old], None
         if self.memory is None or self.memory.packed is not packed:
             self.memory = PassMemory(packed, self.own, self.cross, self.sources.attention_mask)
-        self.reached[rows] = end
-        return run_pass(self.memory, ids, start, end - keep_from, rows, source)
+        self._reach(rows, end)
+        return run_pass(self.memory, decoder_ids, rows, source, start, end, end - keep_from)
 
-    def _keep(
-        self, cache: EncoderDecoderCache, rows: torch.Tensor, source: torch.Tensor, start: int, end: int
-    ) -> None:
+    def _reach(self, rows: list[int], end: int) -> None:
+        """Note that `rows` have done all positions before `end`."""
+        for row in rows:
+            self.reached[row] = end
+
+    def _keep(self, cache: EncoderDecoderCache, rows: list[int], source: list[int], start: int, end: int) -> None:
         """Write the keys and values of a pass back to the rows and the sources it ran for."""
         self.memory = None
         layers = cache.self_attention_cache.layers
         capacity = self.own[0][0].shape[2] if self.own else 0
         if end > capacity:
             self.own = [
-                tuple(grown(self.own[i][j] if self.own else None, tensor, self.reached.shape[0], end) for j, tensor in
+                tuple(grown(self.own[i][j] if self.own else None, tensor, len(self.reached), end) for j, tensor in
                       enumerate((layer.keys, layer.values)))
                 for i, layer in enumerate(layers)
             ]  # fmt: skip
         for (keys, values), layer in zip(self.own, layers, strict=True):
             keys[rows, :, start:end] = layer.keys[:, :, start:]
             values[rows, :, start:end] = layer.values[:, :, start:]
-        self.reached[rows] = torch.full_like(rows, end)
-        if not bool(self.crossed[source].all()):
-            count = self.crossed.shape[0]
+        self._reach(rows, end)
+        if not self.crossed.issuperset(source):
+            count = len(self.sources.input_ids)
             cross_layers = cache.cross_attention_cache.layers
             if not self.cross:
                 self.cross = [
@@ -198,7 +203,7 @@ class LazyET5State:
                 ]
             for (keys, values), layer in zip(self.cross, cross_layers, strict=True):
                 keys[source], values[source] = layer.keys, layer.values
-            self.crossed[source] = True
+            self.crossed.update(source)
 
 
 def grown(old: torch.Tensor | None, like: torch.Tensor, rows: int, needed: int) -> torch.Tensor:

@@ -122,11 +122,13 @@ def ask_et5(
     Returns:
         logits `(B, K, V)`, of meaning where asked. What was run is booked in `cache`, which has read the positions.
     """
-    rows = asked.any(1).nonzero().flatten()  # (R,)
-    end = keep_from + int(asked.any(0).nonzero()[-1]) + 1
-    encoded = cache.et5.encode(model.et5, cache.row_source[rows].unique(), model.et5_encoder)
+    places = asked.nonzero().tolist()  # (row, position) by rows
+    rows = sorted({row for row, _ in places})
+    end = keep_from + max(position for _, position in places) + 1
+    et5 = cache.et5
+    encoded = et5.encode(model.et5, (et5.source_of[row] for row in rows), model.et5_encoder)
     decoder = decoder or model.et5_decoder
-    said, positions = cache.et5.decode(model.et5, cache.decoder_ids, rows, end, keep_from, decoder)
+    said, positions = et5.decode(model.et5, cache.decoder_ids, rows, end, keep_from, decoder)
     cache.count_encodings(encoded, rows)
     cache.count_pass(rows, positions)
     if said.shape[:2] == asked.shape:  # (R, <= K, V)
