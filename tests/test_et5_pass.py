@@ -61,8 +61,9 @@ def passes(monkeypatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(
         lazy_et5,
         "run_pass",
-        lambda memory, ids, rows, sources, start, end, kept: seen.append((len(rows), end - start))
-        or run(memory, ids, rows, sources, start, end, kept),
+        lambda memory, ids, rows, sources, start, end, kept: (
+            seen.append((len(rows), end - start)) or run(memory, ids, rows, sources, start, end, kept)
+        ),
     )
     return seen
 
