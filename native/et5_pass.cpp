@@ -36,7 +36,8 @@ struct Et5Args {
   int64_t id(int64_t token) const { return ids[rows[token / length] * ids_row + start + token % length]; }
 };
 
-constexpr int64_t TOGETHER = 2;  // positions that look at the same keys
+constexpr int64_t TOGETHER = 8;  // positions that look at the same keys, an even number of them
+constexpr int64_t NEAR = 64;     // keys that all of them look at before the next
 
 // What the threads share: floats of [batch * length] tokens.
 struct Et5Shared {

@@ -27,11 +27,13 @@ ISA_INLINE void softmax(float* scores, int64_t count) {
   for (j = 0; j < count; j += W) store_part(scores + j, load_part(scores + j, count - j) * factor, count - j);
 }
 
-// C vectors of the columns of N positions' results: sums of values (count, width) weighted by their scores.
+// C vectors of the columns of N positions' results, to which values (count, width), weighted by their scores, are added.
 template <int N, int C>
 ISA_INLINE void blend_tile(const float* scores, int64_t score_row, const float* values, int64_t count, int64_t width,
                            float* to, int64_t to_row) {
-  Vec sum[N][C] = {};
+  Vec sum[N][C];
+  for (int n = 0; n < N; ++n)
+    for (int c = 0; c < C; ++c) sum[n][c] = load(to + n * to_row + c * W);
   for (int64_t j = 0; j < count; ++j)
     for (int c = 0; c < C; ++c) {
       const Vec value = load(values + j * width + c * W);
@@ -49,7 +51,7 @@ ISA_INLINE void blend(const float* scores, int64_t score_row, const float* value
     blend_tile<N, MOST>(scores, score_row, values + i, count, width, to + i, to_row);
   for (; i + W <= width; i += W) blend_tile<N, 1>(scores, score_row, values + i, count, width, to + i, to_row);
   for (int n = 0; n < N && i < width; ++n) {
-    Vec sum = {};
+    Vec sum = load_part(to + n * to_row + i, width - i);
     for (int64_t j = 0; j < count; ++j) sum += scores[n * score_row + j] * load_part(values + j * width + i, width - i);
     store_part(to + n * to_row + i, sum, width - i);
   }
@@ -64,32 +66,54 @@ struct View {
   bool grows;
 };
 
-// N positions from the t-th on look, their queries and what comes of them being `row` floats apart.
+// N positions' scores of some keys (count, width), their queries being `row` floats apart.
 template <int N>
-ISA_INLINE void look(const View& view, int64_t t, int64_t width, int64_t row, const float* queries, float* to,
-                     float* scores, int64_t score_row) {
-  const int64_t most = view.grows ? view.count + t + N - 1 : view.count;
-  const Matrix keys = {view.keys, nullptr, nullptr, nullptr, most, width, FLOAT32};
-  multiply_rows<FLOAT32>(keys, {0, most}, {queries + t * row, nullptr, nullptr, row, 0, N}, scores, score_row, false);
-  for (int n = 0; n < N; ++n) {
+ISA_INLINE void score(const float* keys, int64_t count, int64_t width, const float* queries, int64_t row, float* scores,
+                      int64_t score_row) {
+  const Matrix matrix = {keys, nullptr, nullptr, nullptr, count, width, FLOAT32};
+  multiply_rows<FLOAT32>(matrix, {0, count}, {queries, nullptr, nullptr, row, 0, N}, scores, score_row, false);
+}
+
+// Up to TOGETHER positions from the t-th on look, their queries and what comes of them being `row` floats apart. More than
+// two take keys and values NEAR at a time, so that memory brings each only once.
+ISA_INLINE void look(const View& view, int64_t t, int64_t positions, int64_t width, int64_t row, const float* queries,
+                     float* to, float* scores, int64_t score_row) {
+  const int64_t most = view.grows ? view.count + t + positions - 1 : view.count, pairs = positions / 2 * 2;
+  const int64_t near = positions > 2 ? NEAR : most;
+  for (int64_t j = 0; j < most; j += near) {
+    const float* keys = view.keys + j * width;
+    const int64_t count = most - j < near ? most - j : near;
+    for (int64_t n = 0; n < pairs; n += 2)
+      score<2>(keys, count, width, queries + (t + n) * row, row, scores + n * score_row + j, score_row);
+    if (pairs < positions)
+      score<1>(keys, count, width, queries + (t + pairs) * row, row, scores + pairs * score_row + j, score_row);
+  }
+  for (int64_t n = 0; n < positions; ++n) {
     float* mine = scores + n * score_row;
     const int64_t seen = view.grows ? view.count + t + n : view.count;
     for (int64_t j = 0; view.bias && j < seen; ++j) mine[j] += view.bias[j - t - n];
     for (int64_t j = 0; view.mask && j < seen; ++j) mine[j] = view.mask[j] ? mine[j] : -INFINITY;
     softmax(mine, seen);
     for (int64_t j = seen; j < most; ++j) mine[j] = 0.0f;
+    std::memset(to + (t + n) * row, 0, sizeof(float) * width);
   }
-  blend<N>(scores, score_row, view.values, most, width, to + t * row, row);
+  for (int64_t j = 0; j < most; j += near) {
+    const float* values = view.values + j * width;
+    const int64_t count = most - j < near ? most - j : near;
+    for (int64_t n = 0; n < pairs; n += 2)
+      blend<2>(scores + n * score_row + j, score_row, values, count, width, to + (t + n) * row, row);
+    if (pairs < positions)
+      blend<1>(scores + pairs * score_row + j, score_row, values, count, width, to + (t + pairs) * row, row);
+  }
 }
 
 ISA_INLINE void look_all(const View& view, const Et5Args& args, int64_t b, int64_t h, const Et5Shared& shared,
                          float* scores, int64_t score_row) {
-  static_assert(TOGETHER == 2, "two positions");
   const int64_t width = args.model.width, row = args.model.heads * width, first = b * args.length * row + h * width;
-  int64_t t = 0;
-  for (; t + 2 <= args.length; t += 2)
-    look<2>(view, t, width, row, shared.q + first, shared.context + first, scores, score_row);
-  if (t < args.length) look<1>(view, t, width, row, shared.q + first, shared.context + first, scores, score_row);
+  for (int64_t t = 0; t < args.length; t += TOGETHER) {
+    const int64_t positions = args.length - t < TOGETHER ? args.length - t : TOGETHER;
+    look(view, t, positions, width, row, shared.q + first, shared.context + first, scores, score_row);
+  }
 }
 
 // The new positions of one head of one row look at those up to themselves.
