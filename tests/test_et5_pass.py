@@ -155,6 +155,26 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(weight_forma
             assert torch.equal(logits([row], 1)[0], together[row])
 
 
+@pytest.mark.parametrize("weight_format", ET5_FORMATS)
+@torch.no_grad()
+def test_positions_at_once_say_what_they_say_one_by_one(weight_format):
+    """To the bit, though they take the keys of long sources in other pieces; ids lie in memory as they may."""
+    et5, packed = tiny_et5(), PackedET5(tiny_et5(), weight_format)
+    sources, ids = sources_of(random_batch([150, 70])), torch.randint(3, VOCAB, (2, 90)).t().contiguous().t()
+
+    def logits(step: int) -> torch.Tensor:
+        state = LazyET5State(sources, torch.arange(2))
+        state.encode(et5, range(2))
+        state._decode_compiled(packed, ids, [0, 1], 0, 75, 75)
+        parts = [state._decode_compiled(packed, ids, [0, 1], at, at + step, at) for at in range(75, 89, step)]
+        return torch.cat(parts, dim=1)
+
+    together = logits(14)
+    assert together.shape == (2, 14, VOCAB) and together.isfinite().all()
+    for step in (1, 2, 7):
+        assert torch.equal(logits(step), together)
+
+
 def test_int8_is_what_rounded_weights_give():
     """Against the modules with the same rounded decoder matrices; the inputs' rounding is what remains."""
     et5 = tiny_et5("untied")
