@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -30,18 +29,11 @@ from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from ..modeling_mambaformer.sources import Sources
 from .decode_step import GIGABYTE, LIBRARY_MODULES, median_ratio, readable, reading_speed
 from .latency_peers import random_t5
-from .machine import command_line, write_table
+from .machine import best_seconds, command_line, write_table
 
 BEFORE = 32  # positions that ET5 has read before the pass
 
 Pass = Callable[[int], object]
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """That one call takes."""
-    start = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - start)
 
 
 def parameter_bytes(module: nn.Module) -> int:
@@ -49,11 +41,11 @@ def parameter_bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def passes(et5: T5ForConditionalGeneration, length: int, decoder: ET5Decoder | None) -> tuple[Pass, int]:
-    """A pass over so many positions of one answer to a source of `length`, and the bytes of what it keeps of that."""
+def passes(et5: T5ForConditionalGeneration, length: int, decoder: ET5Decoder | None, most: int) -> tuple[Pass, int]:
+    """A pass over up to `most` positions of one answer to a source of `length`, and the bytes kept of that."""
     vocab = et5.config.vocab_size
     state = LazyET5State(Sources.build(torch.randint(2, vocab, (1, length)), None, vocab), torch.zeros(1).long())
-    answer = torch.randint(2, vocab, (1, 2 * BEFORE))
+    answer = torch.randint(2, vocab, (1, BEFORE + most))
     bound = None if decoder is None else BoundET5(decoder)  # as during an answer
     state.encode(et5, [0])
     state.decode(et5, answer, [0], BEFORE, BEFORE - 1, bound)
@@ -86,7 +78,10 @@ def main() -> None:
     for weight_format in ET5_FORMATS if DECODE_LIBRARY is not None else ():
         name, decoder = f"compiled pass, {weight_format}", ET5Decoder(weight_format)
         decoders[name], weights[name] = decoder, decoder.packed(et5, check=False).pass_bytes
-    runs = {(name, length): passes(et5, length, it) for name, it in decoders.items() for length in arguments.lengths}
+    most = max(arguments.positions)
+    runs = {
+        (name, length): passes(et5, length, it, most) for name, it in decoders.items() for length in arguments.lengths
+    }
     times: dict[tuple[str, int, int], list[float]] = {}
     readings: dict[tuple[str, int, int], list[float]] = {}  # of as many bytes, before each
     speeds = []
@@ -96,8 +91,8 @@ def main() -> None:
         for (name, length), (run, kept) in runs.items():
             for positions in arguments.positions:
                 run(positions)
-                read = milliseconds(memory[: (weights[name] + kept) // 4].sum)
-                spent = milliseconds(partial(run, positions))
+                read = 1000 * best_seconds(memory[: (weights[name] + kept) // 4].sum, 1)
+                spent = 1000 * best_seconds(partial(run, positions), 1)
                 if turn:
                     times.setdefault((name, length, positions), []).append(spent)
                     readings.setdefault((name, length, positions), []).append(read)

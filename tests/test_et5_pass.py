@@ -253,6 +253,8 @@ def test_bad_ids_are_named():
     with torch.no_grad(), pytest.raises(IndexError, match="outside"):
         state.encode(et5, range(4))
         state._decode_compiled(packed, torch.full((1, 1), VOCAB + 5), [0], 0, 1, 0)
+    with torch.no_grad(), pytest.raises(IndexError, match="position 2 .* shape"):
+        state._decode_compiled(packed, torch.full((1, 1), 5), [0], 0, 2, 0)
 
 
 @pytest.mark.parametrize("weight_format", ["float32", "int8"])

@@ -311,9 +311,11 @@ def run_pass(
         logits `(R, kept, V)` in float32.
 
     Raises:
-        IndexError: for an id outside the vocabulary.
+        IndexError: for an id outside the vocabulary, and for rows or positions that `ids` does not have.
         MemoryError: where the workspace finds no memory.
     """
+    if min(rows) < 0 or max(rows) >= ids.shape[0] or end > ids.shape[1]:
+        raise IndexError(f"rows {rows} up to position {end} are not in ids of shape {tuple(ids.shape)}")
     packed, args, batch, length = memory.packed, memory.args, len(rows), end - start
     ids = ids if ids.stride(1) == 1 else ids.contiguous()
     logits = torch.empty(batch, kept, args.model.vocab, dtype=torch.float32)
