@@ -24,15 +24,17 @@ ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, 
   for (int b = 0; b < N; ++b)
     for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm256_setzero_ps();
   const __m256i ones = _mm256_set1_epi16(1), eight = _mm256_set1_epi8(8), half = _mm256_set1_epi8(15);
+  const __m256i lift = _mm256_set1_epi8(static_cast<char>(LIFT));
   const __m256i up = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), upper = _mm256_set1_epi32(-65536);
   for (int64_t g = 0; g < groups; g += 2) {
     const bool both = g + 1 < groups;
     __m256i low[N], high[N], excess[N];  // columns of either half, and 8 times their sum: the weights carry 8 too much
     for (int b = 0; b < N; ++b) {
       const int8_t* v = x + b * x_row + g * GROUP;
-      const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v));
+      const __m256i first = _mm256_sub_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v)), lift);
       const __m256i second =
-          both ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + GROUP)) : _mm256_setzero_si256();
+          both ? _mm256_sub_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + GROUP)), lift)
+               : _mm256_setzero_si256();
       low[b] = _mm256_permute2x128_si256(first, second, 0x20);
       high[b] = _mm256_permute2x128_si256(first, second, 0x31);
       excess[b] = _mm256_add_epi16(_mm256_maddubs_epi16(eight, low[b]), _mm256_maddubs_epi16(eight, high[b]));

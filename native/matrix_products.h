@@ -17,6 +17,7 @@ typedef int8_t UnalignedByteVec __attribute__((vector_size(W), aligned(1), may_a
 constexpr int ROWS = 4;          // of the matrix, taken together
 constexpr int64_t SHORT = 32;    // columns that are few
 constexpr int64_t AHEAD = 256;   // bytes to ask memory for in advance; what lies behind the matrix is not touched by it
+constexpr int LIFT = W == 16 ? 128 : 0;  // on top of all rounded vectors: AVX-512 wants one factor without sign
 
 }  // namespace ISA_NAMESPACE
 
@@ -50,6 +51,23 @@ ISA_INLINE void lay_out_pairs(const float* x, int64_t columns, float* to) {
 }
 
 // The lane sums of four vectors, each in the same order.
+#if ISA_WIDTH == 16
+constexpr __mmask16 ALL = 0xFFFF;  // instructions without a mask make gcc 12 warn of a result that they leave open
+
+template <class V, class T>  // of Vec and float, or IntVec and int32_t
+ISA_INLINE void lane_sums(const V (&x)[ROWS], T* to) {
+  V pairs[ROWS / 2];
+  for (int i = 0; i < ROWS / 2; ++i) {
+    const __m512 a = (__m512)x[2 * i], b = (__m512)x[2 * i + 1];
+    pairs[i] = (V)_mm512_maskz_unpacklo_ps(ALL, a, b) + (V)_mm512_maskz_unpackhi_ps(ALL, a, b);
+  }
+  const __m512 a = (__m512)pairs[0], b = (__m512)pairs[1];
+  V sum = (V)_mm512_maskz_shuffle_ps(ALL, a, b, 0x44) + (V)_mm512_maskz_shuffle_ps(ALL, a, b, 0xEE);  // by quarters
+  sum += (V)_mm512_maskz_shuffle_f32x4(ALL, (__m512)sum, (__m512)sum, 0xEE);
+  sum += (V)_mm512_maskz_shuffle_f32x4(ALL, (__m512)sum, (__m512)sum, 0x55);
+  std::memcpy(to, &sum, ROWS * sizeof(T));
+}
+#else
 ISA_INLINE void lane_sums(const Vec (&x)[ROWS], float* to) {
 #if ISA_WIDTH == 8
   const __m256 low = _mm256_hadd_ps((__m256)x[0], (__m256)x[1]), high = _mm256_hadd_ps((__m256)x[2], (__m256)x[3]);
@@ -59,6 +77,7 @@ ISA_INLINE void lane_sums(const Vec (&x)[ROWS], float* to) {
   for (int r = 0; r < ROWS; ++r) to[r] = lane_sum(x[r]);
 #endif
 }
+#endif
 
 // Sums of `rows`, float32 or bfloat16, with N vectors. A line of one row follows that of another. Two vectors' columns are
 // read once for all rows; one leaves time for little but reading the rows, and of three there is no place for them.
@@ -99,32 +118,28 @@ ISA_INLINE void multiply_tile(const T* weights, int64_t columns, const Apart& ro
   for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
 }
 
-// The same for int8 rows of `columns` (filled) with int8 vectors. `sums` are the rows' own sums.
+// The same for int8 rows of `columns` (filled) with int8 vectors. `sums` are the rows' own sums: what LIFT adds to a
+// vector adds LIFT times as much to its product.
 #if ISA_WIDTH == 16
 template <int N>
 ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apart& rows, const int32_t* sums,
                               const int8_t* x, int64_t x_row, int32_t (&to)[N][ROWS]) {
-  const __m512i sign = _mm512_set1_epi8(-128);
   const int8_t* row[ROWS];
   for (int r = 0; r < ROWS; ++r) row[r] = weights + rows[r] * columns;
-  __m512i sum[N][ROWS];
-  for (int b = 0; b < N; ++b)
-    for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm512_setzero_si512();
+  IntVec sum[N][ROWS] = {};
   for (int64_t i = 0; i < columns; i += 64) {
-    __m512i v[N];  // The instruction wants one factor without sign: x + 128, and 128 times the row's sum is taken off.
-    for (int b = 0; b < N; ++b) v[b] = _mm512_xor_si512(_mm512_loadu_si512(x + b * x_row + i), sign);
+    __m512i v[N];
+    for (int b = 0; b < N; ++b) v[b] = _mm512_loadu_si512(x + b * x_row + i);
     for (int r = 0; r < ROWS; ++r) {
       __builtin_prefetch(row[r] + i + AHEAD);
       const __m512i w = _mm512_loadu_si512(row[r] + i);
-      for (int b = 0; b < N; ++b) sum[b][r] = _mm512_dpbusd_epi32(sum[b][r], v[b], w);
+      for (int b = 0; b < N; ++b) sum[b][r] = (IntVec)_mm512_dpbusd_epi32((__m512i)sum[b][r], v[b], w);
     }
   }
-  for (int b = 0; b < N; ++b)
-    for (int r = 0; r < ROWS; ++r) {
-      const IntVec lanes = (IntVec)sum[b][r];
-      to[b][r] = -128 * sums[rows[r]];
-      for (int i = 0; i < W; ++i) to[b][r] += lanes[i];
-    }
+  for (int b = 0; b < N; ++b) {
+    lane_sums(sum[b], to[b]);
+    for (int r = 0; r < ROWS; ++r) to[b][r] -= LIFT * sums[rows[r]];
+  }
 }
 #elif ISA_WIDTH == 8
 // |x| (w sign(x)) in pairs: both factors are at most 127, so that two products fit into 16 bits.
@@ -177,7 +192,7 @@ ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apar
 }
 #endif
 
-// x to int8 with one scale, filled up with zeros to `columns`; returns the scale, NaN where x is not finite.
+// x to int8 with one scale, filled up with zeros to `columns`, plus LIFT; returns the scale, NaN where x is not finite.
 ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, int8_t* to) {
   constexpr int CHAINS = 4;  // so that none waits for itself
   Vec most[CHAINS] = {}, poisons[CHAINS] = {};
@@ -197,7 +212,13 @@ ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, 
   const Vec poison = (poisons[0] + poisons[1]) + (poisons[2] + poisons[3]);
   const float bound = lane_max(largest), factor = bound > 0.0f ? 127.0f / bound : 0.0f;
   i = 0;
-#if ISA_WIDTH >= 8
+#if ISA_WIDTH == 16
+  for (; i + W <= count; i += W) {
+    const __m512i whole = _mm512_maskz_cvtps_epi32(ALL, (__m512)(load(x + i) * factor));
+    const __m128i bytes = _mm_xor_si128(_mm512_maskz_cvtsepi32_epi8(ALL, whole), _mm_set1_epi8(-128));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), bytes);
+  }
+#elif ISA_WIDTH == 8
   for (; i + 32 <= count; i += 32) {
     __m256i whole[4];
     for (int k = 0; k < 4; ++k)
@@ -210,7 +231,7 @@ ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, 
 #endif
   for (; i < columns; i += W) {
     const Vec v = i < count ? load_part(x + i, count - i) * factor : Vec{};
-    const IntVec whole = (IntVec)(v + 12582912.0f) - 0x4B400000;  // 1.5 * 2^23: the low mantissa bits hold the integer
+    const IntVec whole = (IntVec)(v + 12582912.0f) - 0x4B400000 + LIFT;  // 1.5 * 2^23: its low bits hold the integer
     *reinterpret_cast<UnalignedByteVec*>(to + i) = __builtin_convertvector(whole, ByteVec);
   }
   return bound / 127.0f + lane_sum(poison);

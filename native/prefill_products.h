@@ -109,16 +109,13 @@ ISA_INLINE void lay_out_panels(const Matrix& matrix, int64_t r, int64_t rows, in
   }
 }
 
-// sum + the products of the four bytes of each lane of `w` with those at `x`, as |w| (x sign(w)): the instructions want
-// one factor without sign. Of both at most 127, two products fit into 16 bits.
+// sum + the products of the four bytes of each lane of `w` with those at `x`, which carry LIFT; without it as
+// |w| (x sign(w)): the instructions want one factor without sign. Of both at most 127, two products fit into 16 bits.
 ISA_INLINE IntVec add_fours(IntVec sum, const float* w, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
 #if ISA_WIDTH == 16
-  const __m512i weights = _mm512_loadu_si512(w), spread_x = _mm512_set1_epi32(four);
-  const __mmask64 below = _mm512_movepi8_mask(weights);
-  const __m512i turned = _mm512_mask_sub_epi8(spread_x, below, _mm512_setzero_si512(), spread_x);
-  return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_abs_epi8(weights), turned);
+  return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four), _mm512_loadu_si512(w));
 #elif ISA_WIDTH == 8
   const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
   const __m256i turned = _mm256_sign_epi8(_mm256_set1_epi32(four), weights);
@@ -132,6 +129,20 @@ ISA_INLINE IntVec add_fours(IntVec sum, const float* w, const int8_t* x) {
   return sum;
 #endif
 }
+
+// What LIFT adds to the products of any token with each row of a panel, in every `run` of its units: [runs][PANEL].
+ISA_INLINE void add_lifts(const float* panel, int64_t depth, int64_t run, float* lifts) {
+  if (!LIFT) return;
+  int8_t four[4];
+  std::memset(four, LIFT, sizeof four);
+  for (int64_t u = 0; u < depth; u += run, lifts += PANEL) {
+    IntVec sum[2] = {};
+    for (int64_t i = u; i < u + run; ++i, panel += PANEL)
+      for (int v = 0; v < 2; ++v) sum[v] = add_fours(sum[v], panel + v * W, four);
+    for (int v = 0; v < 2; ++v) store(lifts + v * W, (Vec)sum[v]);
+  }
+}
+ISA_INLINE IntVec without_lift(IntVec sum, const float* lifts) { return LIFT ? sum - (IntVec)load(lifts) : sum; }
 
 // Adds the products of N tokens with a panel to their sums [N][sums_row]: floats.
 template <int N>
@@ -163,10 +174,11 @@ ISA_INLINE void float_tiles(const float* panel, int64_t depth, const float* x, i
 
 // The same for bytes: 32-bit sums [N][PANEL], kept where floats would be.
 template <int N>
-ISA_INLINE void byte_tile(const float* panel, int64_t depth, const int8_t* x, int64_t x_row, float* sums) {
+ISA_INLINE void byte_tile(const float* panel, int64_t depth, const float* lifts, const int8_t* x, int64_t x_row,
+                          float* sums) {
   IntVec sum[N][2];
   for (int b = 0; b < N; ++b)
-    for (int v = 0; v < 2; ++v) sum[b][v] = (IntVec)load(sums + b * PANEL + v * W);
+    for (int v = 0; v < 2; ++v) sum[b][v] = without_lift((IntVec)load(sums + b * PANEL + v * W), lifts + v * W);
   for (int64_t u = 0; u < depth; ++u, panel += PANEL, x += 4)
     for (int b = 0; b < N; ++b)
       for (int v = 0; v < 2; ++v) sum[b][v] = add_fours(sum[b][v], panel + v * W, x + b * x_row);
@@ -176,10 +188,12 @@ ISA_INLINE void byte_tile(const float* panel, int64_t depth, const int8_t* x, in
 
 // The same where every GROUP columns have scales of their own, [groups][PANEL]: float sums.
 template <int N>
-ISA_INLINE void group_tile(const float* panel, int64_t depth, const float* factors, const int8_t* x, int64_t x_row,
-                           float* sums) {
-  for (int64_t u = 0; u < depth; u += GROUP_UNITS, factors += PANEL) {
-    IntVec sum[N][2] = {};
+ISA_INLINE void group_tile(const float* panel, int64_t depth, const float* factors, const float* lifts,
+                           const int8_t* x, int64_t x_row, float* sums) {
+  for (int64_t u = 0; u < depth; u += GROUP_UNITS, factors += PANEL, lifts += PANEL) {
+    IntVec sum[N][2];
+    for (int b = 0; b < N; ++b)
+      for (int v = 0; v < 2; ++v) sum[b][v] = without_lift(IntVec{}, lifts + v * W);
     for (int64_t i = 0; i < GROUP_UNITS; ++i, panel += PANEL, x += 4)
       for (int b = 0; b < N; ++b)
         for (int v = 0; v < 2; ++v) sum[b][v] = add_fours(sum[b][v], panel + v * W, x + b * x_row);
@@ -207,9 +221,9 @@ ISA_INLINE void add_tile(const Desk& desk, const float* panel, int64_t depth, co
                          int64_t first) {
   float* sums = desk.sums + t * PANEL;
   if constexpr (Kind == INT8)
-    byte_tile<N>(panel, depth, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
+    byte_tile<N>(panel, depth, desk.lifts, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
   else if constexpr (Kind == INT4)
-    group_tile<N>(panel, depth, desk.factors, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
+    group_tile<N>(panel, depth, desk.factors, desk.lifts, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
   else
     float_tile<N>(panel, depth, in.x + t * in.row + first / BLOCK * in.apart + first % BLOCK, in.row, sums, PANEL);
 }
@@ -243,6 +257,7 @@ ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int6
         for (int64_t i = 0; i < PANEL; ++i)
           desk.factors[g * PANEL + i] = as_float(scale[(i < rows ? i : 0) * groups + g]);
     }
+    if constexpr (takes_bytes(Kind)) add_lifts(desk.panel, depth, Kind == INT4 ? GROUP_UNITS : depth, desk.lifts);
     const int64_t run = takes_bytes(Kind) || in.apart == BLOCK ? depth : BLOCK;  // of neighbouring columns
     for (int64_t u = 0; u < depth; u += run)
       add_tiles<Kind>(desk, desk.panel + u * PANEL, depth - u < run ? depth - u : run, in, first + u);

@@ -34,20 +34,20 @@ struct Arena {
 };
 
 // What one thread needs for a product of a block of tokens: a panel of the matrix, [UNITS][panel]; the sums of all tokens
-// with it, [tokens][panel]; and the scales of its groups, [UNITS / (GROUP / 4)][panel]. A panel is that of the
-// instruction set, at most WIDEST_PANEL.
+// with it, [tokens][panel]; the scales of its groups, [UNITS / (GROUP / 4)][panel], and what they give too much, alike. A
+// panel is that of the instruction set, at most WIDEST_PANEL.
 struct Desk {
-  float *panel, *sums, *factors;
+  float *panel, *sums, *factors, *lifts;
 };
 constexpr int64_t desk_size(int64_t tokens) {
   return whole_lines(UNITS * WIDEST_PANEL) + whole_lines(tokens * WIDEST_PANEL) +
-         whole_lines(UNITS / (GROUP / 4) * WIDEST_PANEL);
+         2 * whole_lines(UNITS / (GROUP / 4) * WIDEST_PANEL);
 }
 [[maybe_unused]] Desk take_desk(Arena& arena, int64_t tokens) {
   Desk desk;
   desk.panel = arena.take(UNITS * WIDEST_PANEL);
   desk.sums = arena.take(tokens * WIDEST_PANEL);
-  desk.factors = arena.take(UNITS / (GROUP / 4) * WIDEST_PANEL);
+  for (float** part : {&desk.factors, &desk.lifts}) *part = arena.take(UNITS / (GROUP / 4) * WIDEST_PANEL);
   return desk;
 }
 

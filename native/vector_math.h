@@ -92,11 +92,32 @@ ISA_INLINE float largest_magnitude(const float* p, int64_t count) {
   return lane_max(largest);
 }
 
+#if ISA_WIDTH == 16
+// The same between -126 and 126: x = n + k / 32 + f, and 2^(k / 32) from a table that two registers hold, from whose
+// bits k has been taken off, so that what is added to the exponent need not be separated from it.
+ISA_INLINE Vec exp2_by_table(Vec x) {
+  const Vec shifted = x + 393216.0f;  // 1.5 * 2^18: the 32nds land in the low mantissa bits
+  const Vec f = x - (shifted - 393216.0f);
+  const __m512i low = _mm512_setr_epi32(
+      0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+      0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6);
+  const __m512i high = _mm512_setr_epi32(
+      0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+      0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3);
+  const IntVec power = (IntVec)_mm512_permutex2var_epi32(low, (__m512i)shifted, high) + ((IntVec)shifted << 18);
+  const Vec p = (splat(2.40226763e-1f) * f + 6.931573341e-1f) * f;
+  return (Vec)power * p + (Vec)power;
+}
+#endif
+
 // 2^x: x = n + f with n the nearest integer, a polynomial for 2^f that is exactly 1 at f = 0, and n added to the
 // exponent bits. Relative error below 2e-7. Below 2^-126 the result stays 2^-126, above 2^128 it is infinite, and a
 // NaN stays one. `Clamp` may be false where x is known to lie between -126 and 126.
 template <bool Clamp = true>
 ISA_INLINE Vec exp2(Vec x) {
+#if ISA_WIDTH == 16
+  if (!Clamp) return exp2_by_table(x);
+#endif
   if (Clamp) x = smaller(splat(128.0f), larger(splat(-126.0f), x));
   const Vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer lands in the low mantissa bits
   const Vec f = x - (shifted - 12582912.0f);
