@@ -14,7 +14,14 @@
 #include <initializer_list>
 
 #if defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push  // of values that gcc 12's own AVX-512 functions leave open and never read
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #endif
 #if defined(__linux__)
 #include <sys/mman.h>

@@ -52,19 +52,17 @@ ISA_INLINE void lay_out_pairs(const float* x, int64_t columns, float* to) {
 
 // The lane sums of four vectors, each in the same order.
 #if ISA_WIDTH == 16
-constexpr __mmask16 ALL = 0xFFFF;  // instructions without a mask make gcc 12 warn of a result that they leave open
-
 template <class V, class T>  // of Vec and float, or IntVec and int32_t
 ISA_INLINE void lane_sums(const V (&x)[ROWS], T* to) {
   V pairs[ROWS / 2];
   for (int i = 0; i < ROWS / 2; ++i) {
     const __m512 a = (__m512)x[2 * i], b = (__m512)x[2 * i + 1];
-    pairs[i] = (V)_mm512_maskz_unpacklo_ps(ALL, a, b) + (V)_mm512_maskz_unpackhi_ps(ALL, a, b);
+    pairs[i] = (V)_mm512_unpacklo_ps(a, b) + (V)_mm512_unpackhi_ps(a, b);
   }
   const __m512 a = (__m512)pairs[0], b = (__m512)pairs[1];
-  V sum = (V)_mm512_maskz_shuffle_ps(ALL, a, b, 0x44) + (V)_mm512_maskz_shuffle_ps(ALL, a, b, 0xEE);  // by quarters
-  sum += (V)_mm512_maskz_shuffle_f32x4(ALL, (__m512)sum, (__m512)sum, 0xEE);
-  sum += (V)_mm512_maskz_shuffle_f32x4(ALL, (__m512)sum, (__m512)sum, 0x55);
+  V sum = (V)_mm512_shuffle_ps(a, b, 0x44) + (V)_mm512_shuffle_ps(a, b, 0xEE);  // by quarters
+  sum += (V)_mm512_shuffle_f32x4((__m512)sum, (__m512)sum, 0xEE);
+  sum += (V)_mm512_shuffle_f32x4((__m512)sum, (__m512)sum, 0x55);
   std::memcpy(to, &sum, ROWS * sizeof(T));
 }
 #else
@@ -212,13 +210,7 @@ ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, 
   const Vec poison = (poisons[0] + poisons[1]) + (poisons[2] + poisons[3]);
   const float bound = lane_max(largest), factor = bound > 0.0f ? 127.0f / bound : 0.0f;
   i = 0;
-#if ISA_WIDTH == 16
-  for (; i + W <= count; i += W) {
-    const __m512i whole = _mm512_maskz_cvtps_epi32(ALL, (__m512)(load(x + i) * factor));
-    const __m128i bytes = _mm_xor_si128(_mm512_maskz_cvtsepi32_epi8(ALL, whole), _mm_set1_epi8(-128));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), bytes);
-  }
-#elif ISA_WIDTH == 8
+#if ISA_WIDTH == 8
   for (; i + 32 <= count; i += 32) {
     __m256i whole[4];
     for (int k = 0; k < 4; ++k)

@@ -17,7 +17,7 @@ from native_tests import run_native_tests
 
 pytestmark = pytest.mark.slow
 
-TYPES = ["__m512i", "__m512", "__mmask16"]
+TYPES = ["__m512i", "__m512"]
 
 
 @pytest.fixture(scope="module")
