@@ -45,6 +45,21 @@ constexpr int64_t BLOCK = 64;  // channels of one work item
 #endif
 }
 
+// Whether the AVX-512 kernels with their int8 instructions may run here. MAMBAFORMER_ISA=avx2 or portable forbids it.
+[[maybe_unused]] bool has_avx512() {
+#if defined(__x86_64__)
+  const char* wish = std::getenv("MAMBAFORMER_ISA");
+  return !(wish && std::strcmp(wish, "avx2") == 0) && has_avx2() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+// What CHOOSE_ISA takes here.
+[[maybe_unused]] const char* isa_name() { return has_avx512() ? "avx512vnni" : has_avx2() ? "avx2" : "portable"; }
+
 // States that fade away end as denormal numbers, which some processors handle very slowly: treat them as zero here.
 struct FlushDenormals {
 #if defined(__x86_64__)

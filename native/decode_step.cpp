@@ -35,14 +35,13 @@ struct Shared {
 }  // namespace
 
 #define ISA_KERNELS "decode_step_kernels.h"
-#define ISA_WITH_AVX512
 #include "for_each_isa.h"
 
 extern "C" {
 
 // Raised with every change of the structures or of what they mean.
 int64_t mambaformer_decode_abi() { return 13; }
-const char* mambaformer_decode_isa() { return has_avx512() ? "avx512vnni" : has_avx2() ? "avx2" : "portable"; }
+const char* mambaformer_decode_isa() { return isa_name(); }
 
 // How often teams have been halved for want of processors; 0 where as many threads work as were asked for.
 int64_t mambaformer_team_halvings() { return crowd.halvings; }

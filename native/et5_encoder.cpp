@@ -83,7 +83,6 @@ Bench make_bench(const Et5Model& model, int64_t block, float* memory) {
 }  // namespace
 
 #define ISA_KERNELS "et5_encoder_kernels.h"
-#define ISA_WITH_AVX512
 #include "for_each_isa.h"
 
 extern "C" {

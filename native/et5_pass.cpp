@@ -47,7 +47,6 @@ struct Et5Shared {
 }  // namespace
 
 #define ISA_KERNELS "et5_pass_kernels.h"
-#define ISA_WITH_AVX512
 #include "for_each_isa.h"
 
 extern "C" {

@@ -1,8 +1,8 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
 // Includes the file named by ISA_KERNELS once for every instruction set that this compiler's target may offer, so that
-// one library serves processors with and without AVX2. CHOOSE_ISA picks at run time. Whoever defines ISA_WITH_AVX512
-// gets a third version, with AVX-512 and its int8 products, and defines `has_avx512`.
+// one library serves processors without AVX2, with it, and with AVX-512 and its int8 products. CHOOSE_ISA picks at run
+// time.
 
 #define ISA_INLINE [[maybe_unused]] ISA_TARGET static inline __attribute__((always_inline))
 
@@ -24,9 +24,7 @@
 #undef ISA_NAMESPACE
 #undef ISA_TARGET
 #undef ISA_WIDTH
-#endif
 
-#if defined(__x86_64__) && defined(ISA_WITH_AVX512)
 #define ISA_NAMESPACE avx512
 #define ISA_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")))
 #define ISA_WIDTH 16
@@ -39,11 +37,9 @@
 
 #undef ISA_INLINE
 
-#if defined(__x86_64__) && defined(ISA_WITH_AVX512)
+#if defined(__x86_64__)
 #define CHOOSE_ISA(function) \
   (has_avx512() ? avx512::function : has_avx2() ? avx2::function : portable::function)
-#elif defined(__x86_64__)
-#define CHOOSE_ISA(function) (has_avx2() ? avx2::function : portable::function)
 #else
 #define CHOOSE_ISA(function) portable::function
 #endif

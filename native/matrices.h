@@ -52,16 +52,4 @@ constexpr bool takes_bytes(int64_t format) { return format == INT8 || format == 
   return {first < count ? first : count, last < count ? last : count};
 }
 
-// Whether the AVX-512 kernels with their int8 instructions may run here. MAMBAFORMER_ISA=avx2 or portable forbids it.
-[[maybe_unused]] bool has_avx512() {
-#if defined(__x86_64__)
-  const char* wish = std::getenv("MAMBAFORMER_ISA");
-  return !(wish && std::strcmp(wish, "avx2") == 0) && has_avx2() && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
-#endif
-}
-
 }  // namespace

@@ -140,7 +140,6 @@ struct Stopwatch {
 }  // namespace
 
 #define ISA_KERNELS "prefill_kernels.h"
-#define ISA_WITH_AVX512
 #include "for_each_isa.h"
 
 extern "C" {

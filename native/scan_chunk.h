@@ -39,6 +39,10 @@ ISA_INLINE void forward_chunk(int64_t steps, int64_t channels, int64_t N, const 
                                float* h, float* y) {
   for (int64_t c = 0; c < channels; c += W) {
     int64_t n = 0;
+    if (W == 16)
+      for (; n + 4 <= N; n += 4)
+        forward_group<4, Clamp>(steps, delta + c, input + c, A2 + n * BLOCK + c, B + n, B_time, C + n, C_time,
+                                h + n * BLOCK + c, y + c);
     for (; n + 2 <= N; n += 2)
       forward_group<2, Clamp>(steps, delta + c, input + c, A2 + n * BLOCK + c, B + n, B_time, C + n, C_time,
                               h + n * BLOCK + c, y + c);

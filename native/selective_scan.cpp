@@ -14,6 +14,7 @@
 namespace {
 
 constexpr int64_t CHUNK = 32;  // time steps between two saved states
+constexpr int64_t WIDEST = 16;  // lanes of a vector
 
 // Mirrored field by field in modeling_mambaformer/selective_scan_native.py. Strides are counted in floats.
 struct ScanArgs {
@@ -45,7 +46,7 @@ extern "C" {
 // Raised with every change of an interface: of ScanArgs, of ConvArgs or of what they mean.
 int64_t mambaformer_abi() { return 2; }
 int64_t mambaformer_scan_chunk() { return CHUNK; }
-const char* mambaformer_isa() { return has_avx2() ? "avx2" : "portable"; }
+const char* mambaformer_isa() { return isa_name(); }
 
 int mambaformer_scan_forward(const ScanArgs* pointer) {
   const ScanArgs& args = *pointer;
@@ -69,7 +70,7 @@ int mambaformer_scan_backward(const ScanArgs* pointer) {
   const ScanArgs& args = *pointer;
   const int64_t blocks = (args.dim + BLOCK - 1) / BLOCK, items = args.batch * blocks;
   const int64_t threads = thread_count(args.threads, items, args.batch * args.length * args.dim * args.state);
-  const int64_t size = (8 * CHUNK + 4 * args.state + 2) * BLOCK + 2 * CHUNK * args.state * 8;
+  const int64_t size = (8 * CHUNK + 4 * args.state + 2) * BLOCK + 2 * CHUNK * args.state * WIDEST;
   const int64_t matrix = args.dim * args.state, sequence = args.length * args.state, all = args.batch * sequence;
   const auto backward = CHOOSE_ISA(backward_block);
   Buffer workspace(threads * size), parts(args.batch * (matrix + 2 * args.dim) + 2 * blocks * all);

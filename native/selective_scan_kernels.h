@@ -7,6 +7,8 @@
 
 namespace ISA_NAMESPACE {
 
+static_assert(W <= WIDEST && BLOCK % W == 0, "the workspace holds sums of every lane");
+
 // One block of channels of one sequence, all time steps.
 ISA_TARGET static void forward_block(const ScanArgs& args, int64_t b, int64_t first, float* workspace) {
   const int64_t channels = args.dim - first < BLOCK ? args.dim - first : BLOCK, N = args.state, L = args.length;
