@@ -24,47 +24,20 @@ from typing import Any
 
 import torch
 
-from ..modeling_mambaformer.packed_weights import DECODE_LIBRARY
 from .decode_step import reading_speed
+from .gemm_speeds import gemm_speeds
 from .latency_contestants import CONTESTANTS, SIZES
 from .latency_pool import Pool
 from .latency_process import EngineError
 from .latency_report import write_report
 from .machine import best_seconds
 
-GEMM_SIZE, GEMM_REPEATS = 1024, 5
 BATCHES = (1, 4, 16)
 BATCH_LENGTH = 64
 SCALED = ("emamba-float32", "emamba-int8")
 ONE_OF_MANY = {"open_rows": 1}
 
 Figures = dict[str, Any]
-
-
-def gemm_speed(device: str) -> float:
-    """Float32 operations a second in a product of two large matrices, the best of some."""
-    left, right = (torch.ones(GEMM_SIZE, GEMM_SIZE, device=device) for _ in range(2))
-    return 2 * GEMM_SIZE**3 / best_seconds(lambda: (left @ right)[0, 0].item(), GEMM_REPEATS)
-
-
-def int8_speed(device: str) -> float:
-    """Operations a second in PyTorch's own int8 product of two large matrices, the best of some; on a CPU alone."""
-    if device != "cpu":
-        return gemm_speed(device)
-    weights = torch.quantize_per_tensor(torch.ones(GEMM_SIZE, GEMM_SIZE), 1.0, 0, torch.qint8)
-    packed, values = torch.ops.quantized.linear_prepack(weights, None), torch.ones(GEMM_SIZE, GEMM_SIZE)
-    return 2 * GEMM_SIZE**3 / best_seconds(lambda: torch.ops.quantized.linear_dynamic(values, packed), GEMM_REPEATS)
-
-
-def exact_share() -> float:
-    """
-    The share of `int8_speed` that is left to products of all eight bits, summed exactly.
-
-    AVX2 has no instruction for them. PyTorch's product there takes three for 32 of them (multiply and add pairs, add
-    pairs, add), and is exact for activations of seven bits only: the sum of a pair has 16. To keep the eighth takes a
-    fourth, which moves the activations' signs to the weights.
-    """
-    return 0.75 if DECODE_LIBRARY is not None and DECODE_LIBRARY.mambaformer_decode_isa() == b"avx2" else 1.0
 
 
 def device_reading_speed(device: str) -> float:
@@ -158,15 +131,7 @@ class Run:
     def measure_speeds(self) -> None:
         """The machine's reading speed and its rates of products now."""
         device = self.arguments.device
-        read, floats, bytes_ = device_reading_speed(device), gemm_speed(device), int8_speed(device)
-        self.speeds.append(
-            {
-                "bytes_per_second": read,
-                "gemm_flops": floats,
-                "int8_ops": bytes_,
-                "exact_int8_ops": bytes_ * (exact_share() if device == "cpu" else 1.0),
-            }
-        )
+        self.speeds.append({"bytes_per_second": device_reading_speed(device), **gemm_speeds(device)})
 
     def over_budget(self, more: float = 0.0) -> bool:
         """Whether the budget of minutes is spent, or would be after some `more`."""

@@ -104,6 +104,9 @@ def t5_engines(size: str) -> dict[str, Engine]:
 ENGINES: dict[str, Engine] = {
     **t5_engines("t5-large"),
     **t5_engines("t5-base"),
+    "t5-large-bfloat16": Engine(
+        "latency_peers", "TransformersT5", {"size": "t5-large", "dtype": "bfloat16"}, attention="t5-large"
+    ),
     "mamba": Engine("latency_peers", "TransformersMamba"),
     "llama-q8_0": llama_engine("q8_0"),
     "llama-q4_0": llama_engine("q4_0"),
@@ -116,6 +119,7 @@ ENGINES: dict[str, Engine] = {
 
 CONTESTANTS: dict[str, Contestant] = {
     "t5-large": Contestant("T5-Large, transformers, float32", "t5-large"),
+    "t5-large-bfloat16": Contestant("T5-Large, transformers, bfloat16", "t5-large-bfloat16"),
     "t5-base": Contestant("T5-base, transformers, float32", "t5-base"),
     "ctranslate2-t5-large": Contestant("T5-Large, CTranslate2, int8", "ctranslate2-t5-large"),
     "ctranslate2-t5-base": Contestant("T5-base, CTranslate2, int8", "ctranslate2-t5-base"),

@@ -112,11 +112,11 @@ class TorchEngine:
 
 
 class TransformersT5(TorchEngine):
-    """transformers' T5 in float32. Args: `size`, one of `SIZES`."""
+    """transformers' T5. Args: `size`, one of `SIZES`; `dtype`, the name of the floats that it computes with."""
 
-    def __init__(self, setup: dict[str, Any], size: str):
+    def __init__(self, setup: dict[str, Any], size: str, dtype: str = "float32"):
         super().__init__(setup)
-        self.size = size
+        self.size, self.dtype = size, dtype
 
     def prepare(self) -> None:
         """Write a checkpoint of random weights."""
@@ -124,7 +124,7 @@ class TransformersT5(TorchEngine):
 
     def load(self) -> dict[str, Any]:
         """Read the checkpoint."""
-        return self.place(T5ForConditionalGeneration.from_pretrained(self.folder, dtype=torch.float32))
+        return self.place(T5ForConditionalGeneration.from_pretrained(self.folder, dtype=getattr(torch, self.dtype)))
 
 
 class TransformersMamba(TorchEngine):

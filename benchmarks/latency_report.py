@@ -61,7 +61,7 @@ def write_report(run: Run, load: float | None) -> str:
             "columns": TARGET_COLUMNS,
             "rows": rows,
             "note": "Limit: weights read once a step at the reading speed of this run, the source's products at its "
-            "rate for large matrices of its format, nothing else; the peer as measured.",
+            "rate for large matrices of its format, PyTorch's or ours, nothing else; the peer as measured.",
         },
         "parts": parts_table(summary, lengths, arguments.new_tokens, loaded, speeds),
         "et5": et5_table(summary),

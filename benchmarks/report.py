@@ -65,8 +65,9 @@ def provenance(result: Result) -> str:
         return ""
     versions = machine.get("versions", {})
     by = f" with `{result['command']}`" if result.get("command") else ""
+    vectors = f"{machine['vectors']}, " if machine.get("vectors") else ""
     return (
-        f"\nMeasured on {machine['date']}{by}: {machine['processor']}, {machine['cores']} cores, Python "
+        f"\nMeasured on {machine['date']}{by}: {machine['processor']}, {vectors}{machine['cores']} cores, Python "
         f"{machine['python']}, torch {versions.get('torch', '?')}, transformers {versions.get('transformers', '?')}.\n"
     )
 
@@ -132,6 +133,7 @@ def part_of(part: str) -> Callable[[Result], str]:
 for latency_part in ("targets", "parts", "et5", "throughput", "scaling"):
     renders(f"latency-{latency_part}", "latency")(part_of(latency_part))
     renders(f"latency-long-{latency_part}", "latency_long")(part_of(latency_part))
+    renders(f"latency-avx2-{latency_part}", "latency_avx2")(part_of(latency_part))
 
 
 @renders("model-index", "embedded_answers")

@@ -23,15 +23,30 @@ PACKAGES = (
 )
 
 
-def processor() -> str:
-    """The processor's name, as the system gives it."""
+VECTORS = {"avx512_vnni": "AVX-512 VNNI", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+"""Instructions that decide how fast products are, the best first: the flag in /proc/cpuinfo and the usual name."""
+
+
+def cpu_info(*names: str) -> str | None:
+    """The first line of /proc/cpuinfo under one of these names, where there is one."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.split("\t", 1)[0] in names:
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return None
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    return cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def vectors() -> str | None:
+    """The best of `VECTORS` that the processor has, where the system tells."""
+    flags = (cpu_info("flags", "Features") or "").split()
+    return next((name for flag, name in VECTORS.items() if flag in flags), None)
 
 
 def describe_machine() -> dict[str, object]:
@@ -44,6 +59,7 @@ def describe_machine() -> dict[str, object]:
             continue
     return {
         "processor": processor(),
+        "vectors": vectors(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
