@@ -3,8 +3,8 @@
 From the latency benchmark's single answers to medians, ratios, targets, and the least time that the machine allows.
 
 The least time reads each weight of a decoding step once at the measured reading speed, and makes the products of a
-source at the rate measured for large matrices of float32, or of int8 where its weights are rounded (`gemm_speeds`); all
-else is taken to cost nothing.
+source at the rate measured for large matrices of float32, or of int8 where its weights are rounded; all else is taken
+to cost nothing.
 """
 
 from __future__ import annotations
