@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ def compiled_speed(dtype: torch.dtype) -> float:
     weights, scales = torch.ones(SIZE, SIZE, dtype=dtype), torch.ones(SIZE)
     fields = {"data": weights.data_ptr(), "rows": SIZE, "columns": SIZE}
     matrix = Matrix(**fields, scale=scales.data_ptr(), format=INT8 if dtype == torch.int8 else FLOAT32)
-    packed = SimpleNamespace(
+    packed: Any = SimpleNamespace(  # what `read_sources` looks at
         cross=(Matrix * 2)(matrix, matrix),
         model=SimpleNamespace(heads=HEADS, width=SIZE // HEADS, hidden=SIZE),
         threads=lambda tokens: torch.get_num_threads(),

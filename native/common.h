@@ -22,6 +22,10 @@
 #else
 #include <immintrin.h>
 #endif
+#if __has_include(<avxvnniintrin.h>)  // since gcc 11 and clang 12
+#include <cpuid.h>
+#define KNOWS_AVXVNNI
+#endif
 #endif
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -34,31 +38,52 @@ namespace {
 
 constexpr int64_t BLOCK = 64;  // channels of one work item
 
-// Whether the AVX2 kernels may run here. MAMBAFORMER_ISA=portable keeps to the plain ones.
+// What MAMBAFORMER_ISA asks for: 0 portable, 1 avx2, 2 avxvnni, 3 the best there is.
+[[maybe_unused]] int wished_isa() {
+  const char* wish = std::getenv("MAMBAFORMER_ISA");
+  const char* names[] = {"portable", "avx2", "avxvnni"};
+  for (int i = 0; wish && i < 3; ++i)
+    if (std::strcmp(wish, names[i]) == 0) return i;
+  return 3;
+}
+
+// Whether the AVX2 kernels may run here.
 [[maybe_unused]] bool has_avx2() {
 #if defined(__x86_64__)
-  const char* wish = std::getenv("MAMBAFORMER_ISA");
-  const bool plain = wish && std::strcmp(wish, "portable") == 0;
-  return !plain && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return wished_isa() > 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
   return false;
 #endif
 }
 
-// Whether the AVX-512 kernels with their int8 instructions may run here. MAMBAFORMER_ISA=avx2 or portable forbids it.
+// Whether those with its int8 products may. Not every compiler that has them knows their name at run time; and a virtual
+// machine takes long to say what its processor has, so that it is asked once.
+[[maybe_unused]] bool has_avxvnni() {
+#ifdef KNOWS_AVXVNNI
+  static const bool there = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+  }();
+  return there && wished_isa() > 1 && has_avx2();
+#else
+  return false;
+#endif
+}
+
+// Whether the AVX-512 kernels with their int8 products may.
 [[maybe_unused]] bool has_avx512() {
 #if defined(__x86_64__)
-  const char* wish = std::getenv("MAMBAFORMER_ISA");
-  return !(wish && std::strcmp(wish, "avx2") == 0) && has_avx2() && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
+  return wished_isa() > 2 && has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #else
   return false;
 #endif
 }
 
-// What CHOOSE_ISA takes here.
-[[maybe_unused]] const char* isa_name() { return has_avx512() ? "avx512vnni" : has_avx2() ? "avx2" : "portable"; }
+// The best of them.
+[[maybe_unused]] const char* isa_name() {
+  return has_avx512() ? "avx512vnni" : has_avxvnni() ? "avxvnni" : has_avx2() ? "avx2" : "portable";
+}
 
 // States that fade away end as denormal numbers, which some processors handle very slowly: treat them as zero here.
 struct FlushDenormals {

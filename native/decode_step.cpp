@@ -35,6 +35,7 @@ struct Shared {
 }  // namespace
 
 #define ISA_KERNELS "decode_step_kernels.h"
+#define ISA_WITH_BYTES
 #include "for_each_isa.h"
 
 extern "C" {

@@ -13,21 +13,21 @@ ISA_INLINE const T* before(const T* states, const T* log, int64_t b, int64_t len
   return b % length ? log + (b - 1) * size : states + b / length * size;
 }
 
-#if ISA_WIDTH == 8
-// The convolution of eight channels with kernels of four; their values enter the windows.
-ISA_INLINE Vec convolve_eight(const float* x, const float* weight, const float* old, float* window) {
-  const __m256 values = (__m256)load(x);
+#if ISA_WIDTH >= 8
+// The convolution of eight channels with kernels of four, in place; their values enter the windows.
+ISA_INLINE void convolve_eight(float* x, const float* weight, const float* old, float* window) {
+  const __m256 values = _mm256_loadu_ps(x);
   __m256 products[4];  // two channels each
   for (int i = 0; i < 4; ++i) {
     const __m256i places = _mm256_setr_epi32(0, 0, 0, 2 * i, 0, 0, 0, 2 * i + 1);
-    const __m256 moved = _mm256_permute_ps((__m256)load(old + i * W), 0x39);  // every window by one place
+    const __m256 moved = _mm256_permute_ps(_mm256_loadu_ps(old + 8 * i), 0x39);  // every window by one place
     const __m256 next = _mm256_blend_ps(moved, _mm256_permutevar8x32_ps(values, places), 0x88);
-    store(window + i * W, (Vec)next);
-    products[i] = _mm256_mul_ps(next, (__m256)load(weight + i * W));
+    _mm256_storeu_ps(window + 8 * i, next);
+    products[i] = _mm256_mul_ps(next, _mm256_loadu_ps(weight + 8 * i));
   }
   const __m256 low = _mm256_hadd_ps(products[0], products[1]), high = _mm256_hadd_ps(products[2], products[3]);
   const __m256 sums = _mm256_hadd_ps(low, high);  // channels 0, 2, 4, 6, 1, 3, 5, 7
-  return (Vec)_mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  _mm256_storeu_ps(x, _mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
 }
 #endif
 
@@ -44,10 +44,10 @@ ISA_INLINE void convolve_windows(const RunArgs& run, const Layer& layer, const v
     T* window = to + b * size;
     const T* old = before(from, to, b, run.length, size);
     int64_t first = own.first;
-#if ISA_WIDTH == 8
+#if ISA_WIDTH >= 8
     if constexpr (KNOWN == 4 && std::is_same_v<T, float>)
-      for (; first + W <= own.last; first += W)
-        store(x + first, convolve_eight(x + first, layer.conv_weight + first * K, old + first * K, window + first * K));
+      for (; first + 8 <= own.last; first += 8)
+        convolve_eight(x + first, layer.conv_weight + first * K, old + first * K, window + first * K);
 #endif
     for (int64_t c = first; c < own.last; ++c) {
       float sum = 0.0f;

@@ -26,6 +26,7 @@ struct DraftStage {
 }  // namespace
 
 #define ISA_KERNELS "draft_kernels.h"
+#define ISA_WITH_BYTES
 #include "for_each_isa.h"
 
 extern "C" {

@@ -83,6 +83,7 @@ Bench make_bench(const Et5Model& model, int64_t block, float* memory) {
 }  // namespace
 
 #define ISA_KERNELS "et5_encoder_kernels.h"
+#define ISA_WITH_BYTES
 #include "for_each_isa.h"
 
 extern "C" {

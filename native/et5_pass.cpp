@@ -47,6 +47,7 @@ struct Et5Shared {
 }  // namespace
 
 #define ISA_KERNELS "et5_pass_kernels.h"
+#define ISA_WITH_BYTES
 #include "for_each_isa.h"
 
 extern "C" {

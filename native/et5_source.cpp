@@ -53,6 +53,7 @@ SourceBench make_source_bench(int64_t block, float* memory) {
 }  // namespace
 
 #define ISA_KERNELS "et5_source_kernels.h"
+#define ISA_WITH_BYTES
 #include "for_each_isa.h"
 
 extern "C" {

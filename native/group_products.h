@@ -24,7 +24,7 @@ ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, 
   for (int b = 0; b < N; ++b)
     for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm256_setzero_ps();
   const __m256i ones = _mm256_set1_epi16(1), eight = _mm256_set1_epi8(8), half = _mm256_set1_epi8(15);
-  const __m256i lift = _mm256_set1_epi8(static_cast<char>(LIFT));
+  const __m256i lift = _mm256_set1_epi8(-LIFT);
   const __m256i up = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), upper = _mm256_set1_epi32(-65536);
   for (int64_t g = 0; g < groups; g += 2) {
     const bool both = g + 1 < groups;

@@ -63,6 +63,7 @@ LinearBench make_linear_bench(const Matrix& matrix, int64_t block, float* memory
 }  // namespace
 
 #define ISA_KERNELS "linear_kernels.h"
+#define ISA_WITH_BYTES
 #include "for_each_isa.h"
 
 extern "C" {

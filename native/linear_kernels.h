@@ -26,7 +26,7 @@ ISA_INLINE Matrix take_strip(const Matrix& matrix, int64_t first, int64_t rows, 
   }
   strip.data = weights;
   strip.sums = own.strip_sums;
-  if constexpr (W == 16) {  // the only products that read them
+  if constexpr (LIFT > 0) {  // else no product reads them
     for (int64_t r = 0; r < rows; ++r) {
       int32_t sum = 0;
       for (int64_t i = 0; i < width; ++i) sum += weights[r * width + i];

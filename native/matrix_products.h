@@ -17,7 +17,7 @@ typedef int8_t UnalignedByteVec __attribute__((vector_size(W), aligned(1), may_a
 constexpr int ROWS = 4;          // of the matrix, taken together
 constexpr int64_t SHORT = 32;    // columns that are few
 constexpr int64_t AHEAD = 256;   // bytes to ask memory for in advance; what lies behind the matrix is not touched by it
-constexpr int LIFT = W == 16 ? 128 : 0;  // on top of all rounded vectors: AVX-512 wants one factor without sign
+constexpr int LIFT = ISA_VNNI ? 128 : 0;  // on top of all rounded vectors: VNNI wants one factor without sign
 
 }  // namespace ISA_NAMESPACE
 
@@ -75,6 +75,14 @@ ISA_INLINE void lane_sums(const Vec (&x)[ROWS], float* to) {
   for (int r = 0; r < ROWS; ++r) to[r] = lane_sum(x[r]);
 #endif
 }
+#if ISA_WIDTH == 8
+ISA_INLINE void lane_sums(const IntVec (&x)[ROWS], int32_t* to) {
+  const __m256i low = _mm256_hadd_epi32((__m256i)x[0], (__m256i)x[1]);
+  const __m256i sums = _mm256_hadd_epi32(low, _mm256_hadd_epi32((__m256i)x[2], (__m256i)x[3]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)));
+}
+#endif
 #endif
 
 // Sums of `rows`, float32 or bfloat16, with N vectors. A line of one row follows that of another. Two vectors' columns are
@@ -118,20 +126,34 @@ ISA_INLINE void multiply_tile(const T* weights, int64_t columns, const Apart& ro
 
 // The same for int8 rows of `columns` (filled) with int8 vectors. `sums` are the rows' own sums: what LIFT adds to a
 // vector adds LIFT times as much to its product.
+#if ISA_VNNI
+// sum + the products of the four bytes of each lane, the first without sign.
+ISA_INLINE IntVec add_fours(IntVec sum, IntVec lifted, IntVec w) {
 #if ISA_WIDTH == 16
+  return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)lifted, (__m512i)w);
+#else
+  return (IntVec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)lifted, (__m256i)w);
+#endif
+}
+ISA_INLINE IntVec load_bytes(const void* p) { return (IntVec)load(static_cast<const float*>(p)); }
+
 template <int N>
 ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apart& rows, const int32_t* sums,
                               const int8_t* x, int64_t x_row, int32_t (&to)[N][ROWS]) {
   const int8_t* row[ROWS];
   for (int r = 0; r < ROWS; ++r) row[r] = weights + rows[r] * columns;
   IntVec sum[N][ROWS] = {};
-  for (int64_t i = 0; i < columns; i += 64) {
-    __m512i v[N];
-    for (int b = 0; b < N; ++b) v[b] = _mm512_loadu_si512(x + b * x_row + i);
+  for (int64_t i = 0; i < columns; i += BYTES) {
+    constexpr int PARTS = BYTES / (4 * W);
+    IntVec v[N][PARTS];
+    for (int b = 0; b < N; ++b)
+      for (int p = 0; p < PARTS; ++p) v[b][p] = load_bytes(x + b * x_row + i + p * 4 * W);
     for (int r = 0; r < ROWS; ++r) {
       __builtin_prefetch(row[r] + i + AHEAD);
-      const __m512i w = _mm512_loadu_si512(row[r] + i);
-      for (int b = 0; b < N; ++b) sum[b][r] = (IntVec)_mm512_dpbusd_epi32((__m512i)sum[b][r], v[b], w);
+      for (int p = 0; p < PARTS; ++p) {
+        const IntVec w = load_bytes(row[r] + i + p * 4 * W);
+        for (int b = 0; b < N; ++b) sum[b][r] = add_fours(sum[b][r], v[b][p], w);
+      }
     }
   }
   for (int b = 0; b < N; ++b) {
@@ -150,9 +172,7 @@ ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apar
                               const int8_t* x, int64_t x_row, int32_t (&to)[N][ROWS]) {
   const int8_t* row[ROWS];
   for (int r = 0; r < ROWS; ++r) row[r] = weights + rows[r] * columns;
-  __m256i sum[N][ROWS];
-  for (int b = 0; b < N; ++b)
-    for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm256_setzero_si256();
+  IntVec sum[N][ROWS] = {};
   for (int64_t i = 0; i < columns; i += 64) {
     __m256i v[N][2], size[N][2];
     for (int b = 0; b < N; ++b)
@@ -165,16 +185,11 @@ ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apar
       for (int b = 0; b < N; ++b) {
         const __m256i first = byte_products(row[r] + i, v[b][0], size[b][0]);
         const __m256i second = byte_products(row[r] + i + 32, v[b][1], size[b][1]);
-        sum[b][r] = _mm256_add_epi32(sum[b][r], _mm256_add_epi32(first, second));
+        sum[b][r] += (IntVec)first + (IntVec)second;
       }
     }
   }
-  for (int b = 0; b < N; ++b) {
-    const __m256i low = _mm256_hadd_epi32(sum[b][0], sum[b][1]), high = _mm256_hadd_epi32(sum[b][2], sum[b][3]);
-    const __m256i all = _mm256_hadd_epi32(low, high);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to[b]),
-                     _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
-  }
+  for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
 }
 #else
 template <int N>
@@ -217,8 +232,8 @@ ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, 
       whole[k] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * k), _mm256_set1_ps(factor)));
     const __m256i low = _mm256_packs_epi32(whole[0], whole[1]), high = _mm256_packs_epi32(whole[2], whole[3]);
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
-                        _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order));
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_add_epi8(bytes, _mm256_set1_epi8(-LIFT)));
   }
 #endif
   for (; i < columns; i += W) {

@@ -140,6 +140,7 @@ struct Stopwatch {
 }  // namespace
 
 #define ISA_KERNELS "prefill_kernels.h"
+#define ISA_WITH_BYTES
 #include "for_each_isa.h"
 
 extern "C" {

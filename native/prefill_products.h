@@ -14,7 +14,7 @@ namespace ISA_NAMESPACE {
 
 constexpr int PANEL = 2 * W;             // rows of the matrix, side by side
 constexpr int TILE = W == 16 ? 12 : 6;   // tokens, whose sums with a panel fit into the registers
-constexpr int BYTE_TILE = W == 16 ? 12 : 4;  // the same, rounded to int8
+constexpr int BYTE_TILE = ISA_VNNI ? TILE : 4;  // the same, rounded to int8
 constexpr int64_t DEPTH = 256;           // units of 32 bits a row that are laid out at a time: one column, or four
 constexpr int64_t GROUP_UNITS = GROUP / 4;
 
@@ -114,8 +114,8 @@ ISA_INLINE void lay_out_panels(const Matrix& matrix, int64_t r, int64_t rows, in
 ISA_INLINE IntVec add_fours(IntVec sum, const float* w, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
-#if ISA_WIDTH == 16
-  return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four), _mm512_loadu_si512(w));
+#if ISA_VNNI
+  return add_fours(sum, IntVec{} + four, load_bytes(w));
 #elif ISA_WIDTH == 8
   const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
   const __m256i turned = _mm256_sign_epi8(_mm256_set1_epi32(four), weights);

@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from instruction_sets import VARIABLE, instruction_sets
 from tiny_experts import save_tiny_emamba, save_tiny_et5
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"shared data is absent: {folder.name} beside the repository")
     return folder
+
+
+@pytest.fixture(params=instruction_sets())
+def instructions(request, monkeypatch) -> None:
+    """Compiled code with each set of instructions that this processor has."""
+    monkeypatch.setenv(VARIABLE, request.param)
 
 
 @pytest.fixture(scope="session")

@@ -38,12 +38,6 @@ BOUNDS = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.08}
 """Largest deviation of a logit, relative to the largest logit, for weights that amplify errors."""
 
 
-@pytest.fixture(params=["best", "portable"])
-def instructions(request, monkeypatch) -> None:
-    """The instructions that this processor offers at best, and those that every processor has."""
-    monkeypatch.setenv("MAMBAFORMER_ISA", request.param)
-
-
 @pytest.fixture
 def emamba() -> MambaForCausalLM:
     """A tiny Mamba whose state matters, on our scan."""

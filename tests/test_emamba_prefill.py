@@ -17,7 +17,6 @@ from test_emamba_decoder import (
     by_steps,
     deviation,
     hook,
-    instructions,
     odd_emamba,
     replace_forward,
     states_of,
@@ -33,7 +32,6 @@ from mambaformer.modeling_mambaformer.mamba_mixer import use_selective_scan
 from mambaformer.modeling_mambaformer.quantized_modules import round_emamba
 from mambaformer.modeling_mambaformer.sources import Sources
 
-__all__ = ["instructions"]  # a fixture
 pytestmark = pytest.mark.skipif(not can_read(), reason="the compiled prefill is not built")
 FORMATS = (*BOUNDS, "held int8", "held int4")
 

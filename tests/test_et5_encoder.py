@@ -68,9 +68,7 @@ def test_heads_of_any_width(width, runs):
     assert runs
 
 
-@pytest.mark.parametrize("isa", ["best", "portable"])
-def test_rounded_weights_are_read_as_they_are(isa, runs, monkeypatch):
-    monkeypatch.setenv("MAMBAFORMER_ISA", isa)
+def test_rounded_weights_are_read_as_they_are(instructions, runs):
     et5 = tiny_et5()
     round_et5(et5, "int8")
     here, there = encoded(et5, ET5Encoder()), encoded(et5, None)

@@ -17,14 +17,11 @@ from mambaformer.modeling_mambaformer.causal_conv import (
 from mambaformer.modeling_mambaformer.native_library import LIBRARY, call
 from mambaformer.modeling_mambaformer.selective_scan_native import ScanArgs, native_backward, native_forward
 
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the compiled operators are not built")
+pytestmark = [
+    pytest.mark.skipif(LIBRARY is None, reason="the compiled operators are not built"),
+    pytest.mark.usefixtures("instructions"),
+]
 SEQUENCES = ("u", "delta", "B", "C", "z")
-
-
-@pytest.fixture(params=["best", "portable"], autouse=True)
-def instructions(request, monkeypatch) -> None:
-    """The instructions that this processor offers at best, and those that every processor has."""
-    monkeypatch.setenv("MAMBAFORMER_ISA", request.param)
 
 
 def scan_inputs(batch, length, dim, state, absent=()) -> dict:

@@ -10,7 +10,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from test_emamba_decoder import begin, deviation, instructions
+from test_emamba_decoder import begin, deviation
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
 
@@ -21,7 +21,6 @@ from mambaformer.modeling_mambaformer.native_linear import LinearArgs, native_li
 from mambaformer.modeling_mambaformer.packed_weights import DECODE_LIBRARY, FLOAT32, INT8
 from mambaformer.modeling_mambaformer.quantized_modules import RoundedLinear, round_emamba
 
-__all__ = ["instructions"]  # a fixture
 pytestmark = pytest.mark.skipif(not module.AVAILABLE, reason="the compiled product is not built")
 FORMATS = ("int8", "int4")
 COUNTS = (1, 2, 3, 4, 5, 13, 252, 253, 300)

@@ -13,7 +13,7 @@ from mixed_routing import mixed_model
 from remote_code_probe import bare_environment, run_bare
 from safetensors.torch import load_file
 from step_sizes import step_sizes
-from test_emamba_decoder import begin, by_modules, deviation, instructions, odd_emamba
+from test_emamba_decoder import begin, by_modules, deviation, odd_emamba
 from tiny_experts import VOCAB, random_batch, tiny_emamba
 from tiny_tokenizer import tiny_tokenizer
 from torch import nn
@@ -49,8 +49,6 @@ model.save_pretrained(sys.argv[2])
 quantizer = type(model.hf_quantizer)
 print(json.dumps([f"{quantizer.__module__}.{quantizer.__qualname__}", tokens]))
 """
-
-__all__ = ["instructions"]
 
 
 @pytest.fixture(scope="module")

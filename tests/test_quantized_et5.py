@@ -125,11 +125,9 @@ def test_restored_weights_are_the_rounded_values(et5):
 
 
 @compiled
-@pytest.mark.parametrize("isa", ["best", "portable"])
 @pytest.mark.parametrize("kind", EXPERTS)
-def test_the_compiled_pass_says_what_the_modules_say(kind, isa, passes, monkeypatch):
+def test_the_compiled_pass_says_what_the_modules_say(kind, instructions, passes):
     """Both multiply the same whole numbers; odd sizes, whose rows are filled up, and scaled embeddings."""
-    monkeypatch.setenv("MAMBAFORMER_ISA", isa)
     et5 = EXPERTS[kind]()
     round_et5(et5, "int8")
     for choice in ("float32", "int8"):
