@@ -93,8 +93,8 @@ ISA_INLINE float largest_magnitude(const float* p, int64_t count) {
 }
 
 #if ISA_WIDTH == 16
-// The same between -126 and 126: x = n + k / 32 + f, and 2^(k / 32) from a table that two registers hold, from whose
-// bits k has been taken off, so that what is added to the exponent need not be separated from it.
+// 2^x of x between -126 and 126, or NaN: x = n + k / 32 + f, and 2^(k / 32) from a table that two registers hold, from
+// whose bits k has been taken off, so that what is added to the exponent need not be separated from it.
 ISA_INLINE Vec exp2_by_table(Vec x) {
   const Vec shifted = x + 393216.0f;  // 1.5 * 2^18: the 32nds land in the low mantissa bits
   const Vec f = x - (shifted - 393216.0f);

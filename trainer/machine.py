@@ -23,7 +23,13 @@ PACKAGES = (
 )
 
 
-VECTORS = {"avx512_vnni": "AVX-512 VNNI", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+VECTORS = {
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx2": "AVX2",
+    "asimd": "NEON",
+}
 """Instructions that decide how fast products are, the best first: the flag in /proc/cpuinfo and the usual name."""
 
 
