@@ -124,8 +124,7 @@ ISA_INLINE void multiply_tile(const T* weights, int64_t columns, const Apart& ro
   for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
 }
 
-// The same for int8 rows of `columns` (filled) with int8 vectors. `sums` are the rows' own sums: what LIFT adds to a
-// vector adds LIFT times as much to its product.
+// The same for int8 rows of `columns` (filled) with int8 vectors; what LIFT adds is still in the sums.
 #if ISA_VNNI
 // sum + the products of the four bytes of each lane, the first without sign.
 ISA_INLINE IntVec add_fours(IntVec sum, IntVec lifted, IntVec w) {
@@ -138,8 +137,8 @@ ISA_INLINE IntVec add_fours(IntVec sum, IntVec lifted, IntVec w) {
 ISA_INLINE IntVec load_bytes(const void* p) { return (IntVec)load(static_cast<const float*>(p)); }
 
 template <int N>
-ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apart& rows, const int32_t* sums,
-                              const int8_t* x, int64_t x_row, int32_t (&to)[N][ROWS]) {
+ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apart& rows, const int8_t* x, int64_t x_row,
+                              int32_t (&to)[N][ROWS]) {
   const int8_t* row[ROWS];
   for (int r = 0; r < ROWS; ++r) row[r] = weights + rows[r] * columns;
   IntVec sum[N][ROWS] = {};
@@ -149,17 +148,14 @@ ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apar
     for (int b = 0; b < N; ++b)
       for (int p = 0; p < PARTS; ++p) v[b][p] = load_bytes(x + b * x_row + i + p * 4 * W);
     for (int r = 0; r < ROWS; ++r) {
-      __builtin_prefetch(row[r] + i + AHEAD);
+      if (W < 16) __builtin_prefetch(row[r] + i + AHEAD);  // whole lines at once are foreseen without
       for (int p = 0; p < PARTS; ++p) {
         const IntVec w = load_bytes(row[r] + i + p * 4 * W);
         for (int b = 0; b < N; ++b) sum[b][r] = add_fours(sum[b][r], v[b][p], w);
       }
     }
   }
-  for (int b = 0; b < N; ++b) {
-    lane_sums(sum[b], to[b]);
-    for (int r = 0; r < ROWS; ++r) to[b][r] -= LIFT * sums[rows[r]];
-  }
+  for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
 }
 #elif ISA_WIDTH == 8
 // |x| (w sign(x)) in pairs: both factors are at most 127, so that two products fit into 16 bits.
@@ -168,8 +164,8 @@ ISA_INLINE __m256i byte_products(const int8_t* w, __m256i v, __m256i size) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(size, turned), _mm256_set1_epi16(1));
 }
 template <int N>
-ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apart& rows, const int32_t*,
-                              const int8_t* x, int64_t x_row, int32_t (&to)[N][ROWS]) {
+ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apart& rows, const int8_t* x, int64_t x_row,
+                              int32_t (&to)[N][ROWS]) {
   const int8_t* row[ROWS];
   for (int r = 0; r < ROWS; ++r) row[r] = weights + rows[r] * columns;
   IntVec sum[N][ROWS] = {};
@@ -193,8 +189,8 @@ ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apar
 }
 #else
 template <int N>
-ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apart& rows, const int32_t*,
-                              const int8_t* x, int64_t x_row, int32_t (&to)[N][ROWS]) {
+ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apart& rows, const int8_t* x, int64_t x_row,
+                              int32_t (&to)[N][ROWS]) {
   for (int b = 0; b < N; ++b)
     for (int r = 0; r < ROWS; ++r) {
       const int8_t* row = weights + rows[r] * columns;
@@ -271,76 +267,127 @@ ISA_INLINE Input prepare(const Matrix& matrix, const float* x, int64_t row, int6
   return {x, own.bytes, own.scales, row, columns, batch};
 }
 
-// One vector's sums of some rows.
-ISA_INLINE void store_tile(const Matrix& matrix, int64_t first, const Apart& rows, const float (&sums)[ROWS], float* to,
-                           bool add) {
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const int64_t at = first + rows[r];
-    const float value = sums[r] + (matrix.bias ? matrix.bias[at] : 0.0f);
-    to[at] = add ? to[at] + value : value;
+// What the products with a matrix are summed in.
+template <int64_t Kind>
+using Sum = std::conditional_t<Kind == INT8, int32_t, float>;
+
+// Sums of `rows`, counted from `first`, with N vectors from the b-th on.
+template <int64_t Kind, int N>
+ISA_INLINE void sum_tile(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
+                         Sum<Kind> (&to)[N][ROWS]) {
+  if constexpr (Kind == INT8) {
+    const int8_t* weights = static_cast<const int8_t*>(matrix.data) + first * in.byte_row;
+    multiply_tile<N>(weights, in.byte_row, rows, in.bytes + b * in.byte_row, in.byte_row, to);
+  } else if constexpr (Kind == INT4) {
+    const int64_t groups = (matrix.columns + GROUP - 1) / GROUP;
+    multiply_groups<N>(static_cast<const uint8_t*>(matrix.data) + first * groups * GROUP_BYTES,
+                       static_cast<const uint16_t*>(matrix.scale) + first * groups, groups, rows,
+                       in.bytes + b * in.byte_row, in.byte_row, to);
+  } else {
+    using T = std::conditional_t<Kind == BFLOAT16, uint16_t, float>;
+    const T* weights = static_cast<const T*>(matrix.data) + first * matrix.columns;
+    multiply_tile(weights, matrix.columns, rows, in.x + b * in.row, in.row, to);
   }
 }
 
-template <class T, int N>
-ISA_INLINE void multiply_floats(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
-                                float* to, int64_t to_row, bool add) {
-  float sums[N][ROWS];
-  multiply_tile(static_cast<const T*>(matrix.data) + first * matrix.columns, matrix.columns, rows, in.x + b * in.row,
-                in.row, sums);
-  for (int v = 0; v < N; ++v) store_tile(matrix, first, rows, sums[v], to + (b + v) * to_row, add);
+// The i-th rows of the quarters of `all` rows, a quarter being `step`.
+ISA_INLINE Apart apart(int64_t all, int64_t i, int64_t step) {
+  return {1 + (i + step < all) + (i + 2 * step < all) + (i + 3 * step < all), step};
 }
-template <int N>
-ISA_INLINE void multiply_bytes(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
-                               float* to, int64_t to_row, bool add) {
-  int32_t whole[N][ROWS];
-  float sums[N][ROWS];
-  multiply_tile<N>(static_cast<const int8_t*>(matrix.data) + first * in.byte_row, in.byte_row, rows,
-                   matrix.sums + first, in.bytes + b * in.byte_row, in.byte_row, whole);
-  const float* scale = static_cast<const float*>(matrix.scale) + first;
-  for (int v = 0; v < N; ++v)
-    for (int64_t r = 0; r < ROWS; ++r)
-      sums[v][r] = static_cast<float>(whole[v][r]) * (scale[rows[r]] * in.scales[b + v]);
-  for (int v = 0; v < N; ++v) store_tile(matrix, first, rows, sums[v], to + (b + v) * to_row, add);
+
+// A few neighbours of floats or integers: four, or fewer, the others being zero.
+typedef float FewFloats __attribute__((vector_size(ROWS * 4)));
+typedef int32_t FewIntegers __attribute__((vector_size(ROWS * 4)));
+template <class T>
+using Few = std::conditional_t<std::is_same_v<T, float>, FewFloats, FewIntegers>;
+template <class T>
+ISA_INLINE Few<T> load_few(const T* p, int64_t count) {
+  Few<T> x = {};
+  std::memcpy(&x, p, (count < ROWS ? count : ROWS) * sizeof(T));
+  return x;
 }
-template <int N>
-ISA_INLINE void multiply_nibbles(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
-                                 float* to, int64_t to_row, bool add) {
-  const int64_t groups = (matrix.columns + GROUP - 1) / GROUP;
-  float sums[N][ROWS];
-  multiply_groups<N>(static_cast<const uint8_t*>(matrix.data) + first * groups * GROUP_BYTES,
-                     static_cast<const uint16_t*>(matrix.scale) + first * groups, groups, rows,
-                     in.bytes + b * in.byte_row, in.byte_row, sums);
+
+// From the sums of neighbouring rows, from the `at`-th on, to their products with the b-th vector.
+template <int64_t Kind>
+ISA_INLINE void store_few(const Matrix& matrix, int64_t at, int64_t count, const Input& in, int64_t b,
+                          Few<Sum<Kind>> sums, float* to, bool add) {
+  FewFloats value;
+  if constexpr (Kind == INT8) {
+    if (LIFT) sums -= load_few(matrix.sums + at, count) * LIFT;
+    const FewFloats scales = load_few(static_cast<const float*>(matrix.scale) + at, count) * in.scales[b];
+    value = __builtin_convertvector(sums, FewFloats) * scales;
+  } else {
+    value = Kind == INT4 ? sums * in.scales[b] : sums;
+  }
+  if (matrix.bias) value = value + load_few(matrix.bias + at, count);
+  if (add) value = load_few(to + at, count) + value;
+  std::memcpy(to + at, &value, count * sizeof(float));
+}
+
+// The rows i to i + 3 of each quarter of `range`, whose quarters are `step` rows, with N vectors from the b-th on; `Whole`
+// where all these rows are there. Their four tiles are summed before any is stored: what lies beside the weights is then
+// read, and the products are written, four rows at a time, which leaves more of the time for memory.
+template <int64_t Kind, int N, bool Whole>
+ISA_INLINE void multiply_bunch(const Matrix& matrix, const Range& range, int64_t i, int64_t step, const Input& in,
+                               int64_t b, float* to, int64_t to_row, bool add) {
+  const int64_t all = range.last - range.first, tiles = Whole || step - i > ROWS ? ROWS : step - i;
+  Sum<Kind> sums[ROWS][N][ROWS];
+  for (int64_t j = 0; j < tiles; ++j) {
+    const Apart rows = Whole ? Apart{ROWS, step} : apart(all, i + j, step);
+    sum_tile<Kind, N>(matrix, range.first + i + j, rows, in, b, sums[j]);
+  }
+  for (int64_t j = tiles; j < ROWS; ++j) std::memset(sums[j], 0, sizeof sums[j]);
   for (int v = 0; v < N; ++v)
-    for (int64_t r = 0; r < ROWS; ++r) sums[v][r] *= in.scales[b + v];
-  for (int v = 0; v < N; ++v) store_tile(matrix, first, rows, sums[v], to + (b + v) * to_row, add);
+    for (int64_t r = 0; r < ROWS; ++r) {
+      const int64_t first = i + r * step, there = all - first < tiles ? all - first : tiles;
+      const Few<Sum<Kind>> some = {sums[0][v][r], sums[1][v][r], sums[2][v][r], sums[3][v][r]};
+      if (Whole || there > 0)
+        store_few<Kind>(matrix, range.first + first, Whole ? ROWS : there, in, b + v, some, to + (b + v) * to_row, add);
+    }
+}
+
+template <int64_t Kind, bool Whole>
+ISA_INLINE void multiply_bunches(const Matrix& matrix, const Range& range, int64_t begin, int64_t end, int64_t step,
+                                 const Input& in, float* to, int64_t to_row, bool add) {
+  for (int64_t i = begin; i < end; i += ROWS) {
+    int64_t b = 0;
+    for (; b + 2 <= in.batch; b += 2) multiply_bunch<Kind, 2, Whole>(matrix, range, i, step, in, b, to, to_row, add);
+    if (b < in.batch) multiply_bunch<Kind, 1, Whole>(matrix, range, i, step, in, b, to, to_row, add);
+  }
 }
 
 template <int64_t Kind, int N>
-ISA_INLINE void multiply_some(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
-                              float* to, int64_t to_row, bool add) {
-  if constexpr (Kind == INT8)
-    multiply_bytes<N>(matrix, first, rows, in, b, to, to_row, add);
-  else if constexpr (Kind == INT4)
-    multiply_nibbles<N>(matrix, first, rows, in, b, to, to_row, add);
-  else if constexpr (Kind == BFLOAT16)
-    multiply_floats<uint16_t, N>(matrix, first, rows, in, b, to, to_row, add);
-  else
-    multiply_floats<float, N>(matrix, first, rows, in, b, to, to_row, add);
+ISA_INLINE void multiply_floats(const Matrix& matrix, int64_t first, const Apart& rows, const Input& in, int64_t b,
+                                float* to, int64_t to_row, bool add) {
+  float sums[N][ROWS];
+  sum_tile<Kind, N>(matrix, first, rows, in, b, sums);
+  for (int v = 0; v < N; ++v)
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t at = first + rows[r];
+      const float value = sums[v][r] + (matrix.bias ? matrix.bias[at] : 0.0f);
+      float* out = to + (b + v) * to_row + at;
+      *out = add ? *out + value : value;
+    }
 }
 
 template <int64_t Kind>
 ISA_INLINE void multiply_rows(const Matrix& matrix, const Range& range, const Input& in, float* to, int64_t to_row,
                               bool add) {
+  static_assert(ROWS == 4, "four rows");
   const int64_t all = range.last - range.first, step = (all + ROWS - 1) / ROWS;
-  for (int64_t i = 0; i < step; ++i) {
-    static_assert(ROWS == 4, "four rows");
-    const Apart rows = {1 + (i + step < all) + (i + 2 * step < all) + (i + 3 * step < all), step};
-    const int64_t r = range.first + i;
-    int64_t b = 0;
-    if constexpr (Kind == FLOAT32 || Kind == BFLOAT16)
-      if (in.batch > 2 && in.batch % 2) multiply_some<Kind, 3>(matrix, r, rows, in, b, to, to_row, add), b = 3;
-    for (; b + 2 <= in.batch; b += 2) multiply_some<Kind, 2>(matrix, r, rows, in, b, to, to_row, add);
-    if (b < in.batch) multiply_some<Kind, 1>(matrix, r, rows, in, b, to, to_row, add);
+  if constexpr (takes_bytes(Kind)) {
+    const int64_t last = all - (ROWS - 1) * step, whole = last > 0 ? last / ROWS * ROWS : 0;
+    multiply_bunches<Kind, true>(matrix, range, 0, whole, step, in, to, to_row, add);
+    multiply_bunches<Kind, false>(matrix, range, whole, step, step, in, to, to_row, add);
+  } else {
+    for (int64_t i = 0; i < step; ++i) {
+      const Apart rows = apart(all, i, step);
+      const int64_t r = range.first + i;
+      int64_t b = 0;
+      if (in.batch > 2 && in.batch % 2) multiply_floats<Kind, 3>(matrix, r, rows, in, b, to, to_row, add), b = 3;
+      for (; b + 2 <= in.batch; b += 2) multiply_floats<Kind, 2>(matrix, r, rows, in, b, to, to_row, add);
+      if (b < in.batch) multiply_floats<Kind, 1>(matrix, r, rows, in, b, to, to_row, add);
+    }
   }
 }
 
