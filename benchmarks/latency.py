@@ -36,16 +36,17 @@ BATCHES = (1, 4, 16)
 BATCH_LENGTH = 64
 SCALED = ("emamba-float32", "emamba-int8")
 ONE_OF_MANY = {"open_rows": 1}
+READINGS = 3  # of memory before a turn, of which the fastest counts
 
 Figures = dict[str, Any]
 
 
-def device_reading_speed(device: str) -> float:
-    """Bytes a second at which the device reads its memory, the best of some."""
+def device_reading_speed(device: str, repeats: int = 7) -> float:
+    """Bytes a second at which the device reads its memory, the best of `repeats`."""
     if device == "cpu":
-        return reading_speed()
+        return reading_speed(repeats)
     values = torch.ones(2**28, device=device)
-    return values.nbytes / best_seconds(lambda: values.sum().item(), 7)
+    return values.nbytes / best_seconds(lambda: values.sum().item(), repeats)
 
 
 def median_answer(answers: list[Figures]) -> Figures:
@@ -114,11 +115,13 @@ class Run:
 
     def time_turn(self, name: str, length: int, **request: Any) -> Figures | None:
         """
-        The median answer of a turn, by its seconds, with the turn's peak of memory; `None` as `time_answer`.
+        The median answer of a turn, by its seconds, with the turn's peak of memory and the speed of reading memory
+        right before it; `None` as `time_answer`.
 
         Where a turn has room for more than one, its first is left out: others' data were in the processor's caches.
         """
         answers: list[Figures] = []
+        reading = device_reading_speed(self.arguments.device, READINGS)
         begun = time.monotonic()
         while not answers or time.monotonic() - begun < self.arguments.turn_seconds:
             figures = self.time_answer(name, length, **request)
@@ -126,7 +129,8 @@ class Run:
                 return None
             answers.append(figures)
         middle = median_answer(answers[1:] or answers)
-        return {**middle, "peak_bytes": max(x.get("peak_bytes") or 0 for x in answers) or None}
+        peak = max(x.get("peak_bytes") or 0 for x in answers) or None
+        return {**middle, "peak_bytes": peak, "bytes_per_second": reading}
 
     def measure_speeds(self) -> None:
         """The machine's reading speed and its rates of products now."""

@@ -61,7 +61,8 @@ def write_report(run: Run, load: float | None) -> str:
             "columns": TARGET_COLUMNS,
             "rows": rows,
             "note": "Limit: weights read once a step at the reading speed of this run, the source's products at its "
-            "rate for large matrices of its format, PyTorch's or ours, nothing else; the peer as measured.",
+            "rate for large matrices of its format, PyTorch's or ours, nothing else; the peer as measured. Had ours "
+            "only read: decoding as fast as memory was read right before each of its turns.",
         },
         "parts": parts_table(summary, lengths, arguments.new_tokens, loaded, speeds),
         "et5": et5_table(summary),
@@ -178,7 +179,7 @@ def parts_table(summary: Summary, lengths: list[int], new_tokens: int, loaded: d
     """Time to the first token and milliseconds for each later one, with the least that the machine allows."""
     columns = ["Answers by"]
     for length in lengths:
-        columns += [f"{length:,} tokens: s to the first", "x limit", "ms a token", "x limit"]
+        columns += [f"{length:,} tokens: s to the first", "x limit", "ms a token", "x limit", "x reading"]
     rows: list[list[object]] = []
     for name in in_order(summary):
         row: list[object] = [label(name)]
@@ -189,6 +190,7 @@ def parts_table(summary: Summary, lengths: list[int], new_tokens: int, loaded: d
             for part, scale in (("first", 1.0), ("decode", 1000 / (new_tokens - 1))):
                 row += [shown(figures.get(part), ".4g", scale)]
                 row += [shown(figures[part] / least[part] if part in least else None, ".2f")]
+            row += [shown(figures.get("x_reading") if alone else None, ".2f")]
         told = {} if name == MIXTURE else loaded.get(CONTESTANTS[name].engine, {})
         rows.append([*row, shown(told.get("seconds"), ".2f"), shown(told.get("weight_bytes"), ",.0f", 1 / MEBIBYTE)])
     return {"columns": [*columns, "Ready from disk, s", "Weights, MiB"], "rows": rows}

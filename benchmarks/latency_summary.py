@@ -75,15 +75,22 @@ def summarise(answers: dict[str, dict[int, list[Figures]]], loaded: dict[str, Fi
     """
     Medians by contestant and source length; and the mixture of answers with the gate closed and open.
 
-    Memory is the most that loading or an answer took.
+    Memory is the most that loading or an answer took. `x_reading` is the median of what decoding took to what reading
+    as many weights would have, at the speed of reading right before each turn.
     """
     summary: Summary = {}
     for name, by_length in answers.items():
         summary[name] = {length: median_figures(some) for length, some in by_length.items()}
         at_load = loaded.get(CONTESTANTS[name].engine, {}).get("peak_bytes")
-        for figures in summary[name].values():
+        step = loaded.get(CONTESTANTS[name].engine, {}).get("step_bytes")
+        for length, figures in summary[name].items():
             if figures.get("peak_bytes") and at_load:
                 figures["peak_bytes"] = max(figures["peak_bytes"], at_load)
+            if step:
+                figures["x_reading"] = statistics.median(
+                    answer["decode"] * answer["bytes_per_second"] / ((answer["tokens"] - 1) * step)
+                    for answer in by_length[length]
+                )
     closed, opened = summary.get("closed", {}), summary.get("quarter", {})
     mixed = {length: mix(closed[length], opened[length]) for length in closed if length in opened}
     return {**summary, MIXTURE: mixed} if mixed else summary
@@ -139,10 +146,11 @@ def target_rows(
             ours = summary.get(target.ours, {}).get(length, {}).get(target.part)
             peer = summary.get(target.peer, {}).get(length, {}).get(target.part)
             if not ours or not peer:
-                rows.append([*row, aim, "not measured", "–", "–", "–"])
+                rows.append([*row, aim, "not measured", "–", "–", "–", "–"])
                 continue
             reached = "–" if target.at_least is None else "yes" if peer / ours >= target.at_least else "no"
-            limits = []
+            beside = summary[target.ours][length].get("x_reading") if target.part == "decode" else None
+            limits = [f"{peer / ours * beside:.1f}" if beside else "–"]
             for rates in (speeds, {**speeds, "int8_ops": speeds.get("exact_int8_ops")}):
                 least = least_times(target.ours, length, new_tokens, summary, loaded, rates).get(target.part)
                 limits.append(f"{peer / least:.1f}" if least else "–")
@@ -151,7 +159,7 @@ def target_rows(
 
 
 TARGET_COLUMNS = ["Ours", "Against", "Part", "Source tokens", "Target, x", "Measured, x", "Reached"]
-TARGET_COLUMNS += ["At our limit, x", "with exact int8, x"]
+TARGET_COLUMNS += ["Had ours only read, x", "At our limit, x", "with exact int8, x"]
 
 
 def ratios(summary: Summary) -> dict[str, dict[str, dict[int, float]]]:

@@ -283,17 +283,36 @@ def test_targets_are_compared_by_ratio():
     assert summary[MIXTURE][64] == {"seconds": 2.0, "first": 0.25, "decode": 0.5, "peak_bytes": 120, "rounds": 1}
     rows = target_rows(summary, [64], 64, {}, {"bytes_per_second": 1, "gemm_flops": 1})
     whole = {(row[1], row[3]): row[4:] for row in rows if row[0].startswith("MambaFormer int8, gate open for")}
-    assert whole["T5-Large, transformers, float32", 64] == [4, "4.17", "yes", "–", "–"]  # memory: the last of that key
+    assert whole["T5-Large, transformers, float32", 64] == [
+        4,
+        "4.17",
+        "yes",
+        "–",
+        "–",
+        "–",
+    ]  # memory: the last of that key
     first = rows[0]
-    assert first[4:] == [24.4, "24.50", "yes", "–", "–"]
+    assert first[4:] == [24.4, "24.50", "yes", "–", "–", "–"]
     asked = [target for target in TARGETS if {target.ours, target.peer} <= {MIXTURE, "closed", "t5-large"}]
     assert len(rows) == sum(64 in (target.lengths or [64]) for target in asked) == 3  # nobody asked for the others
     engine = {"step_bytes": 1, "source_products": 64, "encoder_products": 0, "encoder_pair_products": 0}
     speeds = {"bytes_per_second": 1e9, "gemm_flops": 1, "int8_ops": 8192, "exact_int8_ops": 4096}
     limited = target_rows(summary, [64], 64, {"mambaformer": {**engine, "pass_bytes": 0, "rounded": True}}, speeds)
-    assert limited[0][7:] == ["49.0", "24.5"]  # 64 tokens of 2 x 64 operations are a second's, or half of one's
+    assert limited[0][8:] == ["49.0", "24.5"]  # 64 tokens of 2 x 64 operations are a second's, or half of one's
     failed = target_rows({**summary, "t5-large": {}}, [64], 64, {}, {"bytes_per_second": 1, "gemm_flops": 1})
     assert [row[5] for row in failed] == ["not measured"] * 3
+
+
+def test_decoding_is_set_beside_reading_right_before_it():
+    turns = [{"seconds": 1.0, "first": 0.4, "decode": 0.6, "tokens": 4, "bytes_per_second": b} for b in (15, 20, 90)]
+    peer = [{"seconds": 2.0, "first": 0.8, "decode": 1.2}]
+    answers = {"llama-q8_0": {64: peer}, "emamba-int8": {64: turns}}
+    loaded = {"emamba-int8": {"step_bytes": 2}}
+    summary = summarise(answers, loaded)
+    assert summary["emamba-int8"][64]["x_reading"] == 2.0  # 3 steps of 2 bytes at 20 a second take 0.3 s
+    assert "x_reading" not in summary["llama-q8_0"][64]
+    rows = {row[2]: row for row in target_rows(summary, [64], 4, {}, {"bytes_per_second": 1, "gemm_flops": 1})}
+    assert rows["decoding"][5:8] == ["2.00", "no", "4.0"] and rows["source"][7] == "–"
 
 
 def test_the_least_time_reads_weights_and_makes_products_once():
