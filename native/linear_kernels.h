@@ -6,8 +6,9 @@
 
 namespace ISA_NAMESPACE {
 
-// Rows `first` to `first + rows` as a matrix of their own, as the products want them; the bias is added afterwards.
-ISA_INLINE Matrix take_strip(const Matrix& matrix, int64_t first, int64_t rows, const LinearBench& own) {
+// Rows `first` to `first + rows` as a matrix of their own, as the products want them, those with `few` vectors wanting
+// the rows' sums; the bias is added afterwards.
+ISA_INLINE Matrix take_strip(const Matrix& matrix, int64_t first, int64_t rows, bool few, const LinearBench& own) {
   const int64_t columns = matrix.columns, groups = (columns + GROUP - 1) / GROUP, width = filled(columns);
   Matrix strip = {nullptr, nullptr, nullptr, nullptr, rows, columns, matrix.format};
   if (matrix.format == INT4) {
@@ -26,7 +27,7 @@ ISA_INLINE Matrix take_strip(const Matrix& matrix, int64_t first, int64_t rows, 
   }
   strip.data = weights;
   strip.sums = own.strip_sums;
-  if constexpr (LIFT > 0) {  // else no product reads them
+  if (LIFT > 0 && few) {
     for (int64_t r = 0; r < rows; ++r) {
       int32_t sum = 0;
       for (int64_t i = 0; i < width; ++i) sum += weights[r * width + i];
@@ -51,7 +52,7 @@ ISA_TARGET static void run_linear(const LinearArgs& args, const LinearStage& sta
     meet();
     for (int64_t r = mine.first; r < mine.last; r += STRIP) {
       const int64_t rows = mine.last - r < STRIP ? mine.last - r : STRIP;
-      const Matrix strip = take_strip(matrix, r, rows, own);
+      const Matrix strip = take_strip(matrix, r, rows, few, own);
       float* y = args.y + start * outputs + r;
       if (few)
         multiply(strip, {0, rows}, {nullptr, stage.bytes, stage.scales, 0, byte_row, count}, y, outputs, false);

@@ -19,37 +19,6 @@ constexpr int64_t SHORT = 32;    // columns that are few
 constexpr int64_t AHEAD = 256;   // bytes to ask memory for in advance; what lies behind the matrix is not touched by it
 constexpr int LIFT = ISA_VNNI ? 128 : 0;  // on top of all rounded vectors: VNNI wants one factor without sign
 
-}  // namespace ISA_NAMESPACE
-
-#include "group_products.h"
-#include "panel_products.h"
-
-namespace ISA_NAMESPACE {
-
-// Columns of a row that are taken at once, from one line of memory where vectors have eight lanes.
-template <class T>
-constexpr int64_t BITE = 8 * W / sizeof(T);
-
-// Half of 2 W columns. Of bfloat16, the first half is every other column, which makes it wide in one instruction: the
-// vectors that such a matrix meets are laid out alike, as far as whole bites go.
-ISA_INLINE Vec widen(const float* p, int half) { return load(p + half * W); }
-ISA_INLINE Vec widen(const uint16_t* p, int half) {
-  const UintVec pairs = *reinterpret_cast<const UnalignedUintVec*>(p);
-  return (Vec)(half ? pairs & 0xFFFF0000u : pairs << 16);
-}
-ISA_INLINE Vec widen_part(const float* p, int64_t lanes) { return load_part(p, lanes); }
-ISA_INLINE Vec widen_part(const uint16_t* p, int64_t lanes) {
-  float part[W] = {};
-  for (int64_t i = 0; i < W && i < lanes; ++i) part[i] = as_float(p[i]);
-  return load(part);
-}
-ISA_INLINE void lay_out_pairs(const float* x, int64_t columns, float* to) {
-  const int64_t whole = columns / BITE<uint16_t> * BITE<uint16_t>;
-  for (int64_t i = 0; i < whole; i += 2 * W)
-    for (int64_t lane = 0; lane < W; ++lane) to[i + lane] = x[i + 2 * lane], to[i + W + lane] = x[i + 2 * lane + 1];
-  for (int64_t i = whole; i < columns; ++i) to[i] = x[i];
-}
-
 // The lane sums of four vectors, each in the same order.
 #if ISA_WIDTH == 16
 template <class V, class T>  // of Vec and float, or IntVec and int32_t
@@ -84,6 +53,37 @@ ISA_INLINE void lane_sums(const IntVec (&x)[ROWS], int32_t* to) {
 }
 #endif
 #endif
+
+}  // namespace ISA_NAMESPACE
+
+#include "group_products.h"
+#include "panel_products.h"
+
+namespace ISA_NAMESPACE {
+
+// Columns of a row that are taken at once, from one line of memory where vectors have eight lanes.
+template <class T>
+constexpr int64_t BITE = 8 * W / sizeof(T);
+
+// Half of 2 W columns. Of bfloat16, the first half is every other column, which makes it wide in one instruction: the
+// vectors that such a matrix meets are laid out alike, as far as whole bites go.
+ISA_INLINE Vec widen(const float* p, int half) { return load(p + half * W); }
+ISA_INLINE Vec widen(const uint16_t* p, int half) {
+  const UintVec pairs = *reinterpret_cast<const UnalignedUintVec*>(p);
+  return (Vec)(half ? pairs & 0xFFFF0000u : pairs << 16);
+}
+ISA_INLINE Vec widen_part(const float* p, int64_t lanes) { return load_part(p, lanes); }
+ISA_INLINE Vec widen_part(const uint16_t* p, int64_t lanes) {
+  float part[W] = {};
+  for (int64_t i = 0; i < W && i < lanes; ++i) part[i] = as_float(p[i]);
+  return load(part);
+}
+ISA_INLINE void lay_out_pairs(const float* x, int64_t columns, float* to) {
+  const int64_t whole = columns / BITE<uint16_t> * BITE<uint16_t>;
+  for (int64_t i = 0; i < whole; i += 2 * W)
+    for (int64_t lane = 0; lane < W; ++lane) to[i + lane] = x[i + 2 * lane], to[i + W + lane] = x[i + 2 * lane + 1];
+  for (int64_t i = whole; i < columns; ++i) to[i] = x[i];
+}
 
 // Sums of `rows`, float32 or bfloat16, with N vectors. A line of one row follows that of another. Two vectors' columns are
 // read once for all rows; one leaves time for little but reading the rows, and of three there is no place for them.
