@@ -81,8 +81,8 @@ def summarise(answers: dict[str, dict[int, list[Figures]]], loaded: dict[str, Fi
     summary: Summary = {}
     for name, by_length in answers.items():
         summary[name] = {length: median_figures(some) for length, some in by_length.items()}
-        at_load = loaded.get(CONTESTANTS[name].engine, {}).get("peak_bytes")
-        step = loaded.get(CONTESTANTS[name].engine, {}).get("step_bytes")
+        engine = loaded.get(CONTESTANTS[name].engine, {})
+        at_load, step = engine.get("peak_bytes"), engine.get("step_bytes")
         for length, figures in summary[name].items():
             if figures.get("peak_bytes") and at_load:
                 figures["peak_bytes"] = max(figures["peak_bytes"], at_load)

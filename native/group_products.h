@@ -68,9 +68,7 @@ ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, 
   }
   for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
 #elif ISA_WIDTH == 8
-  __m256 sum[N][ROWS];
-  for (int b = 0; b < N; ++b)
-    for (int r = 0; r < ROWS; ++r) sum[b][r] = _mm256_setzero_ps();
+  Vec sum[N][ROWS] = {};
   const __m256i ones = _mm256_set1_epi16(1), eight = _mm256_set1_epi8(8), half = _mm256_set1_epi8(15);
   const __m256i lift = _mm256_set1_epi8(-LIFT);
   const __m256i up = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), upper = _mm256_set1_epi32(-65536);
@@ -96,7 +94,7 @@ ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, 
       uint32_t factors = scale[r][g];
       if (both) factors |= uint32_t{scale[r][g + 1]} << 16;
       const __m256i spread = _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int32_t>(factors)), up);
-      const __m256 factor = _mm256_castsi256_ps(_mm256_and_si256(spread, upper));
+      const Vec factor = (Vec)_mm256_and_si256(spread, upper);
       const __m256i lower_half = _mm256_and_si256(w, half);
       const __m256i upper_half = _mm256_and_si256(_mm256_srli_epi16(w, 4), half);
       for (int b = 0; b < N; ++b) {
@@ -104,14 +102,11 @@ ISA_INLINE void multiply_groups(const uint8_t* weights, const uint16_t* scales, 
         const __m256i pairs =
             _mm256_add_epi16(_mm256_maddubs_epi16(lower_half, low[b]), _mm256_maddubs_epi16(upper_half, high[b]));
         const __m256i whole = _mm256_madd_epi16(_mm256_sub_epi16(pairs, excess[b]), ones);
-        sum[b][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), factor, sum[b][r]);
+        sum[b][r] = multiply_add((Vec)_mm256_cvtepi32_ps(whole), factor, sum[b][r]);
       }
     }
   }
-  for (int b = 0; b < N; ++b) {
-    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(sum[b][0], sum[b][1]), _mm256_hadd_ps(sum[b][2], sum[b][3]));
-    _mm_storeu_ps(to[b], _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
-  }
+  for (int b = 0; b < N; ++b) lane_sums(sum[b], to[b]);
 #else
   for (int b = 0; b < N; ++b)
     for (int r = 0; r < ROWS; ++r) {

@@ -303,7 +303,7 @@ using Few = std::conditional_t<std::is_same_v<T, float>, FewFloats, FewIntegers>
 template <class T>
 ISA_INLINE Few<T> load_few(const T* p, int64_t count) {
   Few<T> x = {};
-  std::memcpy(&x, p, (count < ROWS ? count : ROWS) * sizeof(T));
+  std::memcpy(&x, p, count * sizeof(T));
   return x;
 }
 

@@ -283,14 +283,8 @@ def test_targets_are_compared_by_ratio():
     assert summary[MIXTURE][64] == {"seconds": 2.0, "first": 0.25, "decode": 0.5, "peak_bytes": 120, "rounds": 1}
     rows = target_rows(summary, [64], 64, {}, {"bytes_per_second": 1, "gemm_flops": 1})
     whole = {(row[1], row[3]): row[4:] for row in rows if row[0].startswith("MambaFormer int8, gate open for")}
-    assert whole["T5-Large, transformers, float32", 64] == [
-        4,
-        "4.17",
-        "yes",
-        "–",
-        "–",
-        "–",
-    ]  # memory: the last of that key
+    memory = whole["T5-Large, transformers, float32", 64]  # the last of that key
+    assert memory == [4, "4.17", "yes", "–", "–", "–"]
     first = rows[0]
     assert first[4:] == [24.4, "24.50", "yes", "–", "–", "–"]
     asked = [target for target in TARGETS if {target.ours, target.peer} <= {MIXTURE, "closed", "t5-large"}]
