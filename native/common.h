@@ -12,6 +12,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <mutex>
+#include <utility>
 
 #if defined(__x86_64__)
 #if defined(__GNUC__) && !defined(__clang__)
@@ -97,21 +99,50 @@ struct FlushDenormals {
 #endif
 };
 
-// Memory for `count` floats, or none. Much of it comes in large pages where the system has them, and goes back to the
-// system: what `free` gets it may keep for later.
+}  // namespace
+
+#ifdef MADV_HUGEPAGE
+// Pages that the last call with much memory left, for the next: the system hands none out before it has cleared them.
+struct KeptPages {
+  static constexpr int64_t MOST = int64_t{1} << 25;  // bytes that are kept
+  std::mutex one_at_a_time;
+  void* pages = nullptr;
+  int64_t bytes = 0;
+
+  void* take(int64_t& wish) {  // `wish` becomes the size of what is taken
+    if (const std::unique_lock<std::mutex> lock(one_at_a_time, std::try_to_lock); lock && bytes >= wish) {
+      wish = std::exchange(bytes, 0);
+      return std::exchange(pages, nullptr);
+    }
+    void* fresh = mmap(nullptr, wish, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (fresh == MAP_FAILED) return nullptr;
+    madvise(fresh, wish, MADV_HUGEPAGE);
+    return fresh;
+  }
+  void give_back(void* what, int64_t size) {  // the larger ones are kept
+    if (const std::unique_lock<std::mutex> lock(one_at_a_time, std::try_to_lock);
+        lock && size > bytes && size <= MOST) {
+      std::swap(pages, what);
+      std::swap(bytes, size);
+    }
+    if (what) munmap(what, size);
+  }
+};
+inline KeptPages kept_pages;
+#endif
+
+namespace {
+
+// Memory for `count` floats, or none. Much of it comes in large pages where the system has them.
 struct Buffer {
   float* data = nullptr;
   explicit Buffer(int64_t count) {
     [[maybe_unused]] constexpr int64_t MUCH = int64_t{1} << 22;
-    const int64_t bytes = static_cast<int64_t>(sizeof(float)) * (count > 0 ? count : 1);
+    int64_t bytes = static_cast<int64_t>(sizeof(float)) * (count > 0 ? count : 1);
 #ifdef MADV_HUGEPAGE
     if (bytes >= MUCH) {
-      void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-      if (pages != MAP_FAILED) {
-        madvise(pages, bytes, MADV_HUGEPAGE);
-        data = static_cast<float*>(pages);
-        mapped = bytes;
-      }
+      data = static_cast<float*>(kept_pages.take(bytes));
+      mapped = data ? bytes : 0;
       return;
     }
 #endif
@@ -119,7 +150,7 @@ struct Buffer {
   }
   ~Buffer() {
 #ifdef MADV_HUGEPAGE
-    if (mapped) munmap(data, mapped);
+    if (mapped) kept_pages.give_back(data, mapped);
 #endif
     if (!mapped) std::free(data);
   }
