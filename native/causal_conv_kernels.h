@@ -29,7 +29,7 @@ ISA_INLINE Vec convolve(const ConvArgs& args, const float* weight, const float* 
 ISA_TARGET static void silu_in_place(float* x, int64_t count) {
   for (int64_t i = 0; i < count; i += W) {
     const Vec y = load_part(x + i, count - i);
-    store_part(x + i, y * sigmoid(y), count - i);
+    store_part(x + i, silu(y), count - i);
   }
 }
 
@@ -41,7 +41,7 @@ ISA_TARGET static void conv_forward_block(const ConvArgs& args, int64_t b, int64
     float* out = args.out + (b * args.length + t) * args.dim + first;
     for (int64_t c = 0; c < channels; c += W) {
       const Vec y = convolve(args, weight + c, x + c, t, first + c, channels - c);
-      store_part(out + c, y * sigmoid(y), channels - c);
+      store_part(out + c, silu(y), channels - c);
     }
   }
 }

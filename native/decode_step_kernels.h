@@ -59,7 +59,7 @@ ISA_INLINE void convolve_windows(const RunArgs& run, const Layer& layer, const v
     for (int64_t c = own.first; c < own.last; c += W) {
       const int64_t lanes = own.last - c;
       const Vec v = load_part(x + c, lanes) + (layer.conv_bias ? load_part(layer.conv_bias + c, lanes) : Vec{});
-      store_part(x + c, v * sigmoid(v), lanes);
+      store_part(x + c, silu(v), lanes);
     }
   }
 }
@@ -137,7 +137,7 @@ ISA_INLINE void scan_step(const RunArgs& run, const Layer& layer, const float* s
                       old + whole * N, h + whole * N, y + whole);
     for (int64_t c = 0; c < channels; c += W) {
       const Vec gate = load_part(z + c, channels - c);
-      store_part(y + c, load_part(y + c, channels - c) * gate * sigmoid(gate), channels - c);
+      store_part(y + c, load_part(y + c, channels - c) * silu(gate), channels - c);
     }
   }
 }

@@ -20,7 +20,7 @@ ISA_TARGET static void draft_step(const DraftArgs& args, const DraftStage& stage
   multiply(args.in_proj, mine, prepare(args.in_proj, stage.input, 2 * D, 1, own), stage.inner, D, false);
   for (int64_t i = mine.first; i < mine.last; i += W) {
     const Vec x = load_part(stage.inner + i, mine.last - i);
-    store_part(stage.inner + i, x * sigmoid(x), mine.last - i);
+    store_part(stage.inner + i, silu(x), mine.last - i);
   }
   meet();
   multiply(args.out_proj, mine, prepare(args.out_proj, stage.inner, D, 1, own), stage.input, D, true);

@@ -11,7 +11,7 @@ ISA_INLINE Vec activated(Vec x, int64_t activation) {
   if (activation == RELU) return larger(Vec{}, x);
   if (activation == GELU_TANH) {  // 1 + tanh(y) = 2 sigmoid(2 y)
     const Vec y = 0.7978845608f * (x + 0.044715f * x * x * x);
-    return x * sigmoid(2.0f * y);
+    return times_sigmoid(x, 2.0f * y);
   }
   float part[W];
   store(part, x);

@@ -31,7 +31,7 @@ struct SourceStage {
   float *x, *scales;
   int8_t* bytes;
   int64_t tokens, row, byte_row;
-  Pieces* pieces;
+  Pieces* pieces;   // [threads]
 };
 
 // What each thread has for itself: sums of a block of tokens with a piece of a matrix, [block][BLOCK].
@@ -72,20 +72,20 @@ int mambaformer_et5_source(const SourceArgs* args) {
   stage.row = spread(args->hidden);
   stage.byte_row = 4 * spread(filled(args->hidden) / 4);
   const int64_t own = source_bench_size(block), rounded = block * stage.byte_row / 4;
-  Buffer workspace(whole_lines(2 * tokens) + block * stage.row + rounded + whole_lines(block) + threads * own + LINE);
+  Buffer workspace(whole_lines(2 * tokens) + block * stage.row + rounded + whole_lines(block) +
+                   threads * (own + LINE) + LINE);
   if (!workspace.data) return 1;
   Arena arena(workspace);
   stage.places = reinterpret_cast<int64_t*>(arena.take(2 * tokens));
   stage.x = arena.take(block * stage.row);
   stage.bytes = reinterpret_cast<int8_t*>(arena.take(rounded));
   stage.scales = arena.take(block);
+  stage.pieces = take_pieces(arena, threads);
   float* benches = arena.next;
   int64_t* place = stage.places;
   for (int64_t s = 0; s < args->count; ++s)
     for (int64_t i = 0; i < args->length; ++i)
       if (const int64_t at = args->sources[s] * args->length + i; args->mask[at]) *place++ = at;
-  Pieces pieces;
-  stage.pieces = &pieces;
   const auto run = CHOOSE_ISA(read_sources);
   run_team(threads, [&](int64_t thread, int64_t team) {
     run(*args, stage, make_source_bench(block, benches + thread * own), thread, team);

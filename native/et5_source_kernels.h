@@ -30,7 +30,7 @@ ISA_TARGET static void read_sources(const SourceArgs& args, const SourceStage& s
   for (int64_t first = 0; first < stage.tokens; first += TOKENS) {
     const int64_t count = stage.tokens - first < TOKENS ? stage.tokens - first : TOKENS;
     const int64_t* places = stage.places + first;
-    if (thread == 0) stage.pieces->taken = 0;
+    stage.pieces[thread].taken = 0;
     for (int64_t t = thread; t < count; t += threads) {
       const float* x = args.states + places[t] * hidden;
       std::memcpy(stage.x + t * stage.row, x, sizeof(float) * hidden);
@@ -38,7 +38,8 @@ ISA_TARGET static void read_sources(const SourceArgs& args, const SourceStage& s
     }
     meet();
     const Tokens in = {stage.x, stage.bytes, stage.scales, stage.row, stage.byte_row, count};
-    for (Range piece; take_piece(*stage.pieces, args.matrix_count * inner, threads, piece);)
+    const int64_t rows = args.matrix_count * inner;
+    for (Range piece; take_piece(stage.pieces, rows, thread, threads, LEAST_PIECE, false, piece);)
       for (int64_t at = piece.first, m; at < piece.last; at = (m + 1) * inner) {
         m = at / inner;
         const int64_t end = piece.last < (m + 1) * inner ? piece.last : (m + 1) * inner;

@@ -201,26 +201,9 @@ ISA_INLINE void multiply_tile(const int8_t* weights, int64_t columns, const Apar
 }
 #endif
 
-// x to int8 with one scale, filled up with zeros to `columns`, plus LIFT; returns the scale, NaN where x is not finite.
-ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, int8_t* to) {
-  constexpr int CHAINS = 4;  // so that none waits for itself
-  Vec most[CHAINS] = {}, poisons[CHAINS] = {};
+// x * factor to bytes, filled up with zeros to `columns`, plus LIFT.
+ISA_INLINE void write_bytes(const float* x, int64_t count, int64_t columns, float factor, int8_t* to) {
   int64_t i = 0;
-  for (; i + CHAINS * W <= count; i += CHAINS * W)
-    for (int k = 0; k < CHAINS; ++k) {
-      const Vec v = load(x + i + k * W);
-      most[k] = larger(magnitude(v), most[k]);
-      poisons[k] += v * 0.0f;
-    }
-  for (; i < count; i += W) {
-    const Vec v = load_part(x + i, count - i);
-    most[0] = larger(magnitude(v), most[0]);
-    poisons[0] += v * 0.0f;
-  }
-  const Vec largest = larger(larger(most[0], most[1]), larger(most[2], most[3]));
-  const Vec poison = (poisons[0] + poisons[1]) + (poisons[2] + poisons[3]);
-  const float bound = lane_max(largest), factor = bound > 0.0f ? 127.0f / bound : 0.0f;
-  i = 0;
 #if ISA_WIDTH == 8
   for (; i + 32 <= count; i += 32) {
     __m256i whole[4];
@@ -234,10 +217,30 @@ ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, 
 #endif
   for (; i < columns; i += W) {
     const Vec v = i < count ? load_part(x + i, count - i) * factor : Vec{};
-    const IntVec whole = (IntVec)(v + 12582912.0f) - 0x4B400000 + LIFT;  // 1.5 * 2^23: its low bits hold the integer
+    const IntVec whole = (IntVec)(v + (12582912.0f + LIFT));  // 1.5 * 2^23: its lowest byte holds the integer
+#if ISA_WIDTH == 16
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8((__m512i)whole));
+#else
     *reinterpret_cast<UnalignedByteVec*>(to + i) = __builtin_convertvector(whole, ByteVec);
+#endif
   }
-  return bound / 127.0f + lane_sum(poison);
+}
+
+// What numbers up to `bound` are divided by to become bytes; NaN where they are not finite.
+ISA_INLINE float byte_scale(float bound) { return bound / 127.0f + bound * 0.0f; }
+ISA_INLINE float byte_factor(float bound) { return bound > 0.0f ? 127.0f / bound : 0.0f; }
+
+// x to int8 with one scale, as `write_bytes` does; returns the scale.
+ISA_INLINE float round_to_bytes(const float* x, int64_t count, int64_t columns, int8_t* to) {
+  constexpr int CHAINS = 4;  // so that none waits for itself
+  IntVec most[CHAINS] = {};
+  int64_t i = 0;
+  for (; i + CHAINS * W <= count; i += CHAINS * W)
+    for (int k = 0; k < CHAINS; ++k) most[k] = larger(magnitude_bits(load(x + i + k * W)), most[k]);
+  for (; i < count; i += W) most[0] = larger(magnitude_bits(load_part(x + i, count - i)), most[0]);
+  const float bound = largest_lane((Vec)larger(larger(most[0], most[1]), larger(most[2], most[3])));
+  write_bytes(x, count, columns, byte_factor(bound), to);
+  return byte_scale(bound);
 }
 
 // Rounds some rows of x where the matrix is rounded; bytes and scales are counted as those of x are.

@@ -11,6 +11,7 @@
 // One team of threads runs through a block of tokens. Every thread owns some, and takes channels and rows of a matrix
 // piece by piece. Neither their number nor the neighbours of a source change its result.
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -23,7 +24,6 @@ namespace {
 
 constexpr int64_t CHUNK = 16;  // time steps that the scan takes together
 constexpr int64_t MOST_TOKENS = 4096;
-constexpr int64_t AT_ONCE = 8;  // tokens whose channels are gathered together
 
 // `model.ids` are (batch, width), each row's last lengths[row] being its source. `model.windows` and `model.states` are
 // written only, and so is `model.hidden_out`, (batch, hidden), at the last tokens. `product_seconds` receives the time
@@ -65,36 +65,37 @@ struct Layout {
 };
 
 // What the threads share. `y` holds step sizes first. `carry` are the last inputs of the convolution where a source goes
-// on in the next block.
+// on in the next block, `most` the largest magnitudes that each thread has seen in the rows to be rounded next, as bits.
 struct Stage {
   float *residual, *normed, *projected, *scales;  // [tokens] rows
   float *x, *z, *y;                               // [blocks][tokens][BLOCK]
   float *last, *gate;                             // [sources that end in a block] rows
   float* carry;                                   // [layers][kernel][dim]
+  int32_t* most;                                  // [threads][tokens]
   int8_t* bytes;                                  // [tokens] rows
-  Pieces *inputs, *scans, *outputs;               // of a layer
+  Pieces *inputs, *scans, *outputs;               // [threads], of a layer
   TokenBlock block;
 };
 
-// What each thread has for itself.
+// What each thread has for itself. `most` are [tokens][WIDEST_PANEL / 2] magnitudes, as bits, and then [tokens] factors.
 struct Bench {
   Desk desk;
-  float *scan, *conv, *rows;
+  float *scan, *conv, *most;
   double* seconds;
 };
 
-int64_t bench_size(const StepArgs& model, const Layout& layout, int64_t tokens) {
+int64_t bench_size(const StepArgs& model, int64_t tokens) {
   return desk_size(tokens) + whole_lines((3 * CHUNK + 2 * model.state + 1) * BLOCK) +
-         whole_lines((3 * model.kernel + 1) * BLOCK) + AT_ONCE * layout.dim;
+         whole_lines((3 * model.kernel + 1) * BLOCK) + whole_lines(tokens * WIDEST_PANEL / 2);
 }
 
-Bench make_bench(const StepArgs& model, const Layout& layout, int64_t tokens, float* memory, double* seconds) {
+Bench make_bench(const StepArgs& model, int64_t tokens, float* memory, double* seconds) {
   Arena arena(memory);
   Bench bench;
   bench.desk = take_desk(arena, tokens);
   bench.scan = arena.take((3 * CHUNK + 2 * model.state + 1) * BLOCK);
   bench.conv = arena.take((3 * model.kernel + 1) * BLOCK);
-  bench.rows = arena.take(AT_ONCE * layout.dim);
+  bench.most = arena.take(tokens * WIDEST_PANEL / 2);
   bench.seconds = seconds;
   return bench;
 }
@@ -169,13 +170,13 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   const int64_t layer = model.dim * (3 * model.hidden + 2 * model.rank + 10 * model.state);
   const int64_t threads = thread_count(args.model.threads, (model.dim + SPAN - 1) / SPAN, tokens * layer);
   const Layout layout(model, tokens);
-  const int64_t own = bench_size(model, layout, tokens), carry = model.layer_count * model.kernel * model.dim;
+  const int64_t own = bench_size(model, tokens), carry = model.layer_count * model.kernel * model.dim;
   const int64_t rows = 2 * layout.hidden + layout.projected + layout.bytes / 4;
   const int64_t block_size = whole_lines(tokens * static_cast<int64_t>(sizeof(Segment) / sizeof(float))) +
                              3 * whole_lines(2 * tokens);
   const int64_t channels = 3 * layout.blocks * layout.apart, ends = lasts * (layout.hidden + layout.dim);
   Buffer workspace(tokens * rows + channels + ends + whole_lines(tokens) + whole_lines(carry) + block_size +
-                   threads * own + LINE);
+                   whole_lines(threads * tokens) + threads * (own + 3 * LINE) + LINE);
   if (!workspace.data) return 1;
   Arena arena(workspace);
   Stage stage;
@@ -188,11 +189,11 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
   stage.gate = arena.take(lasts * layout.dim);
   stage.scales = arena.take(tokens);
   stage.carry = arena.take(carry);
+  stage.most = reinterpret_cast<int32_t*>(arena.take(threads * tokens));
   stage.block.segments = reinterpret_cast<Segment*>(arena.take(tokens * sizeof(Segment) / sizeof(float)));
   for (int64_t** list : {&stage.block.ids, &stage.block.ends, &stage.block.end_rows})
     *list = reinterpret_cast<int64_t*>(arena.take(2 * tokens));
-  Pieces pieces[3];
-  stage.inputs = pieces, stage.scans = pieces + 1, stage.outputs = pieces + 2;
+  for (Pieces** pieces : {&stage.inputs, &stage.scans, &stage.outputs}) *pieces = take_pieces(arena, threads);
   float* benches = arena.next;
   const int64_t block_count = (total + tokens - 1) / tokens;
   const auto read = CHOOSE_ISA(read_block);
@@ -201,7 +202,7 @@ int mambaformer_prefill_run(const PrefillArgs* pointer) {
     cut(args, tokens, row, at, stage.block);
     run_team(threads, [&](int64_t thread, int64_t team) {
       double* seconds = thread == 0 ? args.product_seconds : nullptr;
-      read(model, layout, stage, make_bench(model, layout, tokens, benches + thread * own, seconds), thread, team);
+      read(model, layout, stage, make_bench(model, tokens, benches + thread * own, seconds), thread, team);
     });
   }
   return 0;

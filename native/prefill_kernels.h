@@ -14,20 +14,39 @@ ISA_INLINE void round_tokens(const Matrix& matrix, const float* x, int64_t row, 
   round_rows(matrix, x, row, tokens, stage.bytes, layout.bytes, stage.scales);
 }
 
-// The same of rows in blocks of channels.
+// Magnitudes of a token's channels, as bits; and what each thread remembers of them.
+ISA_INLINE IntVec seen(Vec x, const float* stored, int64_t lanes) {  // those of the first lanes of x, stored just now
+  return magnitude_bits(lanes < W ? load_part(stored, lanes) : x);
+}
+ISA_INLINE void note(const Bench& own, int64_t t, IntVec seen) {
+  static_assert(W <= WIDEST_PANEL / 2, "every lane has its place");
+  store(own.most + t * W, (Vec)larger(seen, (IntVec)load(own.most + t * W)));
+}
+ISA_INLINE void forget(const Stage& stage, const Bench& own) {
+  std::memset(own.most, 0, sizeof(float) * stage.block.count * W);
+}
+ISA_INLINE void tell(const Stage& stage, const Bench& own, int64_t thread) {
+  for (int64_t t = 0; t < stage.block.count; ++t)
+    stage.most[thread * stage.block.count + t] = lane_max((IntVec)load(own.most + t * W));
+}
+
+// Rounds some channels of all tokens as the decoding step does a whole row, once every thread has told what it noted.
 ISA_INLINE void round_channels(const Matrix& matrix, const float* x, const Layout& layout, const Stage& stage,
-                               const Range& tokens, const Bench& own) {
-  if (!takes_bytes(matrix.format)) return;
-  for (int64_t first = tokens.first; first < tokens.last; first += AT_ONCE) {
-    const int64_t count = tokens.last - first < AT_ONCE ? tokens.last - first : AT_ONCE;
-    for (int64_t b = 0; b < layout.blocks; ++b)
-      for (int64_t t = 0; t < count; ++t) {
-        const float* from = x + b * layout.apart + (first + t) * BLOCK;
-        std::memcpy(own.rows + t * layout.dim + b * BLOCK, from, sizeof(float) * BLOCK);
-        for (int64_t c = 0; c < BLOCK; c += LINE) __builtin_prefetch(from + AT_ONCE * BLOCK + c);
-      }
-    round_rows(matrix, own.rows, layout.dim, {0, count}, stage.bytes + first * layout.bytes, layout.bytes,
-               stage.scales + first);
+                               const Range& channels, int64_t threads, const Bench& own) {
+  const int64_t columns = matrix.columns, count = stage.block.count;
+  for (int64_t t = 0; t < count; ++t) {
+    int32_t most = 0;
+    for (int64_t i = 0; i < threads; ++i) most = std::max(most, stage.most[i * count + t]);
+    float bound;
+    std::memcpy(&bound, &most, sizeof bound);
+    own.most[t] = byte_factor(bound);
+    if (channels.first == 0 && channels.last > 0) stage.scales[t] = byte_scale(bound);
+  }
+  for (int64_t c = channels.first; c < channels.last; c += BLOCK) {
+    const int64_t some = columns - c < BLOCK ? columns - c : BLOCK;
+    const int64_t room = c + BLOCK < columns ? BLOCK : filled(columns) - c;
+    for (int64_t t = 0; t < count; ++t)
+      write_bytes(x + layout.at(c) + t * BLOCK, some, room, own.most[t], stage.bytes + t * layout.bytes + c);
   }
 }
 
@@ -48,14 +67,32 @@ ISA_INLINE void multiply_block(const Matrix& matrix, const Range& rows, const Ro
   multiply_tokens(matrix, rows, in, to + tokens.first * to_row, to_row, add, own.desk);
 }
 
-// The convolution of one segment and block of channels at time t, activated. `weight` and `before` are [kernel][BLOCK].
-ISA_INLINE Vec convolved(int64_t K, int64_t t, const float* x, const float* weight, const float* before) {
-  Vec sum = load(weight + K * BLOCK);  // the bias
-  for (int64_t k = 0; k < K; ++k) {
-    const int64_t at = t - K + 1 + k;
-    sum += load(weight + k * BLOCK) * (at < 0 ? load(before + (K + at) * BLOCK) : load(x + at * BLOCK));
+// The activated convolution of W channels through a segment, in place: time runs backwards, since later steps read
+// earlier inputs. `weight` and `before` are [kernel][BLOCK], the bias follows the weights. KNOWN is the kernel, or 0.
+template <int KNOWN>
+ISA_INLINE void convolve_lanes(int64_t kernel, const Segment& segment, int64_t lanes, const float* weight,
+                               const float* before, float* x, const Bench* noting) {
+  const int64_t K = KNOWN ? KNOWN : kernel;
+  Vec factor[KNOWN + 1], recent[KNOWN + 1];
+  const auto input = [&](int64_t at) { return at < 0 ? before + (K + at) * BLOCK : x + at * BLOCK; };
+  for (int k = 0; k < KNOWN; ++k) {
+    factor[k] = load(weight + k * BLOCK);
+    recent[k] = load(input(segment.count - K + k));
   }
-  return sum * sigmoid(sum);
+  const Vec bias = load(weight + K * BLOCK);
+  for (int64_t t = segment.count - 1; t >= 0; --t) {
+    Vec sum = bias;
+    if (KNOWN) {
+      for (int k = 0; k < KNOWN; ++k) sum += factor[k] * recent[k];
+      for (int k = KNOWN - 1; k > 0; --k) recent[k] = recent[k - 1];
+      recent[0] = load(input(t - K));
+    } else {
+      for (int64_t k = 0; k < K; ++k) sum += load(weight + k * BLOCK) * load(input(t - K + 1 + k));
+    }
+    const Vec y = silu(sum);
+    store(x + t * BLOCK, y);
+    if (noting) note(*noting, segment.first + t, seen(y, x + t * BLOCK, lanes));
+  }
 }
 
 // Keeps the last inputs of a segment: for the next block, or in the source's window if it ends here.
@@ -65,12 +102,12 @@ ISA_INLINE void keep_window(int64_t K, int64_t channels, const float* window, T*
     for (int64_t k = 0; k < K; ++k) from_float(window[k * BLOCK + c], to + c * K + k);
 }
 
-// x of some channels of one block becomes its activated convolution, in place: time runs backwards, since later steps
-// read earlier inputs.
+// x of some channels of one block becomes its activated convolution.
 ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout& layout, const Stage& stage,
                                   int64_t first, int64_t channels, const Bench& own) {
   const Layer& layer = model.layers[l];
   const int64_t K = model.kernel;
+  const Bench* noting = takes_bytes(layer.x_proj.format) ? &own : nullptr;
   float* weight = own.conv;                   // [kernel][BLOCK], then the bias
   float* before = weight + (K + 1) * BLOCK;   // [kernel][BLOCK], the inputs before the segment
   float* window = before + K * BLOCK;         // [kernel][BLOCK], the last inputs of the segment
@@ -102,11 +139,8 @@ ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout
     else
       keep_window(K, channels, window, static_cast<float*>(model.windows[l]) + at);
     for (int64_t c = 0; c < channels; c += W)
-      for (int64_t t = segment.count - 1; t >= 0; --t) {
-        const Vec y = K == 4 && t >= 3 ? convolved(4, t, x + c, weight + c, before + c)
-                                       : convolved(K, t, x + c, weight + c, before + c);
-        store(x + t * BLOCK + c, y);
-      }
+      K == 4 ? convolve_lanes<4>(K, segment, channels - c, weight + c, before + c, x + c, noting)
+             : convolve_lanes<0>(K, segment, channels - c, weight + c, before + c, x + c, noting);
   }
 }
 
@@ -128,7 +162,7 @@ ISA_INLINE float load_steps(const Layout& layout, const Stage& stage, int64_t t,
       store(y + at, load(D + c) * u);
     }
   }
-  return lane_max(largest);
+  return largest_lane(largest);
 }
 
 // y = C h + D u of some channels, times silu(z) where `gated`, from the step sizes in its place.
@@ -136,6 +170,7 @@ ISA_INLINE void scan_channels(const StepArgs& model, int64_t l, const Layout& la
                               int64_t first, int64_t channels, bool gated, const Bench& own) {
   const Layer& layer = model.layers[l];
   const int64_t N = model.state;
+  const bool rounded = gated && takes_bytes(layer.out_proj.format);
   float* delta = own.scan;               // [CHUNK][BLOCK]
   float* input = delta + CHUNK * BLOCK;  // [CHUNK][BLOCK]
   float* y = input + CHUNK * BLOCK;      // [CHUNK][BLOCK]
@@ -156,21 +191,24 @@ ISA_INLINE void scan_channels(const StepArgs& model, int64_t l, const Layout& la
       const int64_t steps = end - t < CHUNK ? end - t : CHUNK;
       const float largest = load_steps(layout, stage, t, steps, first, channels, D, delta, input, y);
       const float* B = stage.projected + t * layout.projected + model.rank;
-      if (largest_A2 * largest <= 126.0f)
+      if (largest_A2 * largest <= -LEAST)
         forward_chunk<false>(steps, channels, N, delta, input, A2, B, layout.projected, B + N, layout.projected, h, y);
       else
         forward_chunk<true>(steps, channels, N, delta, input, A2, B, layout.projected, B + N, layout.projected, h, y);
       for (int64_t i = 0; i < steps; ++i) {
         const float* z_row = stage.z + layout.at(first) + (t + i) * BLOCK;
         float* to = stage.y + layout.at(first) + (t + i) * BLOCK;
+        IntVec most = {};
         for (int64_t c = 0; c < channels; c += W) {
           Vec value = load(y + i * BLOCK + c);
           if (gated) {
             const Vec z = load(z_row + c);
-            value *= z * sigmoid(z);
+            value *= silu(z);
           }
           store(to + c, value);
+          most = larger(seen(value, to + c, channels - c), most);
         }
+        if (rounded) note(own, t + i, most);
       }
     }
     scatter_states(states, h, channels, N);
@@ -201,7 +239,7 @@ ISA_INLINE void finish_sources(const StepArgs& model, const Layout& layout, cons
     for (int64_t c = channels.first; c < channels.last; c += W) {
       const int64_t lanes = channels.last - c;
       const Vec v = load_part(z + c, lanes);
-      store_part(z + c, load_part(y + layout.at(c), lanes) * (v * sigmoid(v)), lanes);
+      store_part(z + c, load_part(y + layout.at(c), lanes) * silu(v), lanes);
     }
   }
   meet();
@@ -219,20 +257,21 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
                                   int64_t thread, int64_t threads) {
   const int64_t hidden = model.hidden, dim = model.dim, projections = model.rank + 2 * model.state;
   const Range mine = part_of(stage.block.count, thread, threads), all = {0, stage.block.count};
+  const Range channels = share_of(dim, thread, threads);
   for (int64_t t = mine.first; t < mine.last; ++t)
     embed(model, stage.block.ids[t], {0, hidden}, stage.residual + t * layout.hidden);
   for (int64_t l = 0; l < model.layer_count; ++l) {
     const Layer& layer = model.layers[l];
     const bool last = l + 1 == model.layer_count;
-    if (thread == 0)
-      for (Pieces* pieces : {stage.inputs, stage.scans, stage.outputs}) pieces->taken = 0;
+    for (Pieces* pieces : {stage.inputs, stage.scans, stage.outputs}) pieces[thread].taken = 0;
     for (int64_t t = mine.first; t < mine.last; ++t) {
       rms_norm(stage.residual + t * layout.hidden, layer.norm, hidden, 1, model.epsilon,
                stage.normed + t * layout.hidden);
       round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, {t, t + 1});
     }
     meet();
-    for (Range c; take_piece(*stage.inputs, dim, threads, c);) {
+    forget(stage, own);
+    for (Range c; take_piece(stage.inputs, dim, thread, threads, LEAST_PIECE, false, c);) {
       const int64_t to = layout.at(c.first) - c.first;
       multiply_block(layer.in_proj, c, {stage.normed, layout.hidden}, all, layout, stage, stage.x + to, BLOCK,
                      false, own);
@@ -241,21 +280,29 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
         multiply_block(layer.in_proj, {dim + c.first, dim + c.last}, {stage.normed, layout.hidden}, all, layout,
                        stage, stage.z + to - dim, BLOCK, false, own);
     }
+    if (takes_bytes(layer.x_proj.format)) {
+      tell(stage, own, thread);
+      meet();
+      round_channels(layer.x_proj, stage.x, layout, stage, channels, threads, own);
+    }
     meet();
-    round_channels(layer.x_proj, stage.x, layout, stage, mine, own);
     multiply_block(layer.x_proj, {0, projections}, {stage.x, BLOCK, layout.apart}, mine, layout, stage, stage.projected,
                    layout.projected, false, own);
     meet();
-    for (Range c; take_piece(*stage.scans, dim, threads, c);) {
+    forget(stage, own);
+    for (Range c; take_piece(stage.scans, dim, thread, threads, LEAST_PIECE, true, c);) {
       multiply_block(layer.dt_proj, c, {stage.projected, layout.projected}, all, layout, stage,
                      stage.y + layout.at(c.first) - c.first, BLOCK, false, own);
       scan_channels(model, l, layout, stage, c.first, c.last - c.first, !last, own);
     }
+    if (!last && takes_bytes(layer.out_proj.format)) {
+      tell(stage, own, thread);
+      meet();
+      round_channels(layer.out_proj, stage.y, layout, stage, channels, threads, own);
+    }
     meet();
     if (last) break;
-    round_channels(layer.out_proj, stage.y, layout, stage, mine, own);
-    meet();
-    for (Range r; take_piece(*stage.outputs, hidden, threads, r);)
+    for (Range r; take_piece(stage.outputs, hidden, thread, threads, LEAST_PIECE, false, r);)
       multiply_block(layer.out_proj, r, {stage.y, BLOCK, layout.apart}, all, layout, stage, stage.residual, layout.hidden,
                      true, own);
     meet();

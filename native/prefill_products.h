@@ -18,6 +18,8 @@ constexpr int BYTE_TILE = ISA_VNNI ? TILE : 4;  // the same, rounded to int8
 constexpr int64_t DEPTH = 256;           // units of 32 bits a row that are laid out at a time: one column, or four
 constexpr int64_t GROUP_UNITS = GROUP / 4;
 
+constexpr int64_t LEAST_PIECE = PANEL > SPAN ? PANEL : SPAN;  // of rows: parts of a panel cost as much as a whole one
+
 static_assert(PANEL <= WIDEST_PANEL && DEPTH == UNITS, "the workspace holds a panel");
 static_assert(DEPTH % GROUP_UNITS == 0 && DEPTH % BLOCK == 0, "whole groups and blocks are laid out");
 
@@ -46,23 +48,6 @@ ISA_INLINE void ask_for(const float* row, int64_t at) { __builtin_prefetch(row +
 ISA_INLINE void ask_for(const uint16_t* row, int64_t at) { __builtin_prefetch(row + at); }
 ISA_INLINE void ask_for(const int8_t* row, int64_t at) { __builtin_prefetch(row + 4 * at); }
 ISA_INLINE void ask_for(const Nibbles* row, int64_t at) { __builtin_prefetch(row + at / GROUP_UNITS * GROUP_BYTES); }
-
-ISA_INLINE void transpose(__m256 (&x)[8]) {
-  __m256 y[8], z[8];
-  for (int i = 0; i < 8; i += 2) {
-    y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
-    y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4)
-    for (int k = 0; k < 2; ++k) {
-      z[i + 2 * k] = _mm256_shuffle_ps(y[i + k], y[i + 2 + k], 0x44);
-      z[i + 2 * k + 1] = _mm256_shuffle_ps(y[i + k], y[i + 2 + k], 0xEE);
-    }
-  for (int i = 0; i < 4; ++i) {
-    x[i] = _mm256_permute2f128_ps(z[i], z[i + 4], 0x20);
-    x[i + 4] = _mm256_permute2f128_ps(z[i], z[i + 4], 0x31);
-  }
-}
 #endif
 
 ISA_INLINE void one_unit(const float* row, int64_t at, float* to) { *to = row[at]; }

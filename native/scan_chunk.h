@@ -5,14 +5,33 @@
 
 namespace ISA_NAMESPACE {
 
+// to (columns, to_row) = from (rows, from_row) transposed, times `factor`.
+ISA_INLINE void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float factor, float* to,
+                          int64_t to_row) {
+  int64_t whole_rows = 0, whole_columns = 0;
+#if ISA_WIDTH >= 8
+  whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
+  for (int64_t r = 0; r < whole_rows; r += 8)
+    for (int64_t c = 0; c < whole_columns; c += 8) {
+      __m256 x[8];
+      for (int i = 0; i < 8; ++i) x[i] = _mm256_loadu_ps(from + (r + i) * from_row + c) * factor;
+      transpose(x);
+      for (int i = 0; i < 8; ++i) _mm256_storeu_ps(to + (c + i) * to_row + r, x[i]);
+    }
+#endif
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+      to[c * to_row + r] = from[r * from_row + c] * factor;
+}
+
 // (dim, state) in memory <-> [state][BLOCK] in the workspace, for the channels of one block.
 ISA_INLINE void gather_states(float* to, const float* from, int64_t channels, int64_t states, float factor) {
-  for (int64_t n = 0; n < states; ++n)
-    for (int64_t c = 0; c < BLOCK; ++c) to[n * BLOCK + c] = c < channels ? from[c * states + n] * factor : 0.0f;
+  transpose(from, states, channels, states, factor, to, BLOCK);
+  for (int64_t n = 0; n < states && channels < BLOCK; ++n)
+    std::memset(to + n * BLOCK + channels, 0, sizeof(float) * (BLOCK - channels));
 }
 ISA_INLINE void scatter_states(float* to, const float* from, int64_t channels, int64_t states) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t n = 0; n < states; ++n) to[c * states + n] = from[n * BLOCK + c];
+  transpose(from, BLOCK, states, channels, 1.0f, to, states);
 }
 
 // h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t and y_t += C_t h_t over one chunk, for W channels and G states.

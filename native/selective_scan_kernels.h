@@ -48,7 +48,7 @@ ISA_TARGET static void forward_block(const ScanArgs& args, int64_t b, int64_t fi
     }
     const float* B = N ? args.B + b * args.B_batch + start * args.B_time : nullptr;
     const float* C = N ? args.C + b * args.C_batch + start * args.C_time : nullptr;
-    if (largest_A2 * lane_max(largest_delta) <= 126.0f)
+    if (largest_A2 * largest_lane(largest_delta) <= -LEAST)
       forward_chunk<false>(steps, channels, N, delta, input, A2, B, args.B_time, C, args.C_time, h, y);
     else
       forward_chunk<true>(steps, channels, N, delta, input, A2, B, args.B_time, C, args.C_time, h, y);
@@ -59,7 +59,7 @@ ISA_TARGET static void forward_block(const ScanArgs& args, int64_t b, int64_t fi
         Vec value = load(y + t * BLOCK + c);
         if (z_row) {
           const Vec z = load_part(z_row + c, channels - c);
-          value *= z * sigmoid(z);
+          value *= silu(z);
         }
         store_part(out_row + c, value, channels - c);
       }
@@ -166,7 +166,7 @@ ISA_INLINE float load_chunk(const ScanArgs& args, int64_t b, int64_t first, int6
       store(w.grad_delta + at, Vec{});
     }
   }
-  return lane_max(largest_delta);
+  return largest_lane(largest_delta);
 }
 
 // Gradients of one chunk out of the workspace.
@@ -222,7 +222,7 @@ ISA_TARGET static void backward_block(const ScanArgs& args, int64_t b, int64_t f
 
     const float* B = N ? args.B + b * args.B_batch + start * args.B_time : nullptr;
     const float* C = N ? args.C + b * args.C_batch + start * args.C_time : nullptr;
-    if (largest_A * largest_delta <= 126.0f)
+    if (largest_A * largest_delta <= -LEAST)
       backward_chunk<false>(steps, channels, N, w, B, args.B_time, C, args.C_time, args.z);
     else
       backward_chunk<true>(steps, channels, N, w, B, args.B_time, C, args.C_time, args.z);

@@ -4,11 +4,14 @@
 
 #pragma once
 
+#include <new>
+
 #include "matrices.h"
+#include "pieces.h"
 
 namespace {
 
-constexpr int64_t TOKENS = 252;       // of a block, unless asked otherwise: whole tiles of prefill_products.h
+constexpr int64_t TOKENS = 504;       // of a block, unless asked otherwise: whole tiles of prefill_products.h
 constexpr int64_t MANY = 16;          // vectors for which laying out an int8 matrix pays
 constexpr int64_t LINE = 16;          // floats that the processor fetches together
 constexpr int64_t UNITS = 256;        // of a row of a matrix, laid out at a time
@@ -32,6 +35,13 @@ struct Arena {
     return part;
   }
 };
+
+[[maybe_unused]] Pieces* take_pieces(Arena& arena, int64_t threads) {
+  static_assert(sizeof(Pieces) == LINE * sizeof(float), "a line for each thread");
+  float* memory = arena.take(threads * LINE);
+  for (int64_t i = 0; i < threads; ++i) new (memory + i * LINE) Pieces;
+  return reinterpret_cast<Pieces*>(memory);
+}
 
 // What one thread needs for a product of a block of tokens: a panel of the matrix, [UNITS][panel]; the sums of all tokens
 // with it, [tokens][panel]; the scales of its groups, [UNITS / (GROUP / 4)][panel], and what they give too much, alike. A

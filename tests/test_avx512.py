@@ -18,6 +18,18 @@ from native_tests import run_native_tests
 pytestmark = pytest.mark.slow
 
 TYPES = ["__m512i", "__m512"]
+# What SIMDe lacks.
+MISSING = """
+static inline __m128i simde_mm512_cvtepi32_epi8(simde__m512i x) {
+  int32_t wide[16];
+  int8_t narrow[16];
+  memcpy(wide, &x, sizeof wide);
+  for (int i = 0; i < 16; ++i) narrow[i] = (int8_t)wide[i];
+  __m128i bytes;
+  memcpy(&bytes, narrow, sizeof bytes);
+  return bytes;
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +50,7 @@ def library(repo_root: Path, tmp_path_factory) -> Path:
     assert used, "no AVX-512 instruction is named in native/"
     aliases = [f"#define {name} simde{name}\n" for name in TYPES]
     aliases += [f"#define {name} simde{name}\n" for name in sorted(used)]
-    prefix = "#include <immintrin.h>\n#include <simde/x86/avx512.h>\n"
+    prefix = "#include <string.h>\n#include <immintrin.h>\n#include <simde/x86/avx512.h>\n" + MISSING
     (folder / "emulated.h").write_text(prefix + "".join(aliases), encoding="utf-8")
     command = [
         compiler,
