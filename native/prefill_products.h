@@ -14,14 +14,15 @@ namespace ISA_NAMESPACE {
 
 constexpr int PANEL = 2 * W;             // rows of the matrix, side by side
 constexpr int TILE = W == 16 ? 12 : 6;   // tokens, whose sums with a panel fit into the registers
-constexpr int BYTE_TILE = ISA_VNNI ? TILE : 4;  // the same, rounded to int8
-constexpr int64_t DEPTH = 256;           // units of 32 bits a row that are laid out at a time: one column, or four
+constexpr int BYTE_TILE = ISA_VNNI ? TILE : 4;             // the same, rounded to int8
+constexpr int GROUP_TILE = W == 16 ? TILE / 2 : BYTE_TILE;  // the same, with sums in float32 beside those of a group
+constexpr int64_t DEPTH = 256;           // columns of floats that are laid out at a time; of bytes UNITS of four columns
 constexpr int64_t GROUP_UNITS = GROUP / 4;
 
 constexpr int64_t LEAST_PIECE = PANEL > SPAN ? PANEL : SPAN;  // of rows: parts of a panel cost as much as a whole one
 
-static_assert(PANEL <= WIDEST_PANEL && DEPTH == UNITS, "the workspace holds a panel");
-static_assert(DEPTH % GROUP_UNITS == 0 && DEPTH % BLOCK == 0, "whole groups and blocks are laid out");
+static_assert(PANEL <= WIDEST_PANEL && DEPTH <= UNITS, "the workspace holds a panel");
+static_assert(UNITS % GROUP_UNITS == 0 && DEPTH % BLOCK == 0, "whole groups and blocks are laid out");
 
 struct Nibbles {
   uint8_t pair;
@@ -129,6 +130,34 @@ ISA_INLINE void add_lifts(const float* panel, int64_t depth, int64_t run, float*
 }
 ISA_INLINE IntVec without_lift(IntVec sum, const float* lifts) { return LIFT ? sum - (IntVec)load(lifts) : sum; }
 
+// What a matrix is multiplied with: `count` tokens, in int8 with a scale each where the matrix is rounded. Of floats,
+// BLOCK columns are neighbours, and `apart` floats lie between the first of them and those of the next block.
+struct Tokens {
+  const float* x;
+  const int8_t* bytes;
+  const float* scales;
+  int64_t row, byte_row, count;
+  int64_t apart = BLOCK;
+};
+
+// Where the products with a panel's rows go, into or onto `to` (tokens, row); its rows' bias and, of int8, scales.
+struct Goal {
+  float* to;
+  int64_t row, rows;
+  bool add;
+  float bias[PANEL] = {}, scale[PANEL] = {};
+};
+ISA_INLINE void reach(const Goal& goal, int64_t t, int v, Vec value) {
+  const int64_t lanes = goal.rows - v * W;
+  if (lanes <= 0) return;
+  float* out = goal.to + t * goal.row + v * W;
+  value += load(goal.bias + v * W);
+  store_part(out, goal.add ? load_part(out, lanes) + value : value, lanes);
+}
+ISA_INLINE void reach(const Goal& goal, const Tokens& in, int64_t t, int v, IntVec sum) {
+  reach(goal, t, v, __builtin_convertvector(sum, Vec) * (load(goal.scale + v * W) * in.scales[t]));
+}
+
 // Adds the products of N tokens with a panel to their sums [N][sums_row]: floats.
 template <int N>
 ISA_INLINE void float_tile(const float* panel, int64_t depth, const float* x, int64_t x_row, float* sums,
@@ -157,24 +186,35 @@ ISA_INLINE void float_tiles(const float* panel, int64_t depth, const float* x, i
   if (t < count) float_tile<1>(panel, depth, x + t * x_row, x_row, sums + t * sums_row, sums_row);
 }
 
-// The same for bytes: 32-bit sums [N][PANEL], kept where floats would be.
-template <int N>
-ISA_INLINE void byte_tile(const float* panel, int64_t depth, const float* lifts, const int8_t* x, int64_t x_row,
-                          float* sums) {
+// The same for bytes: 32-bit sums [N][PANEL], kept where floats would be, or, where they are WHOLE, neither read nor
+// kept, but what the goal wants.
+template <int N, bool Whole>
+ISA_INLINE void byte_tile(const float* panel, int64_t depth, const Desk& desk, const Tokens& in, int64_t t,
+                          int64_t first, const Goal& goal) {
+  const int8_t* x = in.bytes + t * in.byte_row + 4 * first;
+  float* sums = desk.sums + t * PANEL;
   IntVec sum[N][2];
   for (int b = 0; b < N; ++b)
-    for (int v = 0; v < 2; ++v) sum[b][v] = without_lift((IntVec)load(sums + b * PANEL + v * W), lifts + v * W);
+    for (int v = 0; v < 2; ++v)
+      sum[b][v] = without_lift(Whole ? IntVec{} : (IntVec)load(sums + b * PANEL + v * W), desk.lifts + v * W);
   for (int64_t u = 0; u < depth; ++u, panel += PANEL, x += 4)
     for (int b = 0; b < N; ++b)
-      for (int v = 0; v < 2; ++v) sum[b][v] = add_fours(sum[b][v], panel + v * W, x + b * x_row);
+      for (int v = 0; v < 2; ++v) sum[b][v] = add_fours(sum[b][v], panel + v * W, x + b * in.byte_row);
   for (int b = 0; b < N; ++b)
-    for (int v = 0; v < 2; ++v) store(sums + b * PANEL + v * W, (Vec)sum[b][v]);
+    for (int v = 0; v < 2; ++v)
+      if (Whole)
+        reach(goal, in, t + b, v, sum[b][v]);
+      else
+        store(sums + b * PANEL + v * W, (Vec)sum[b][v]);
 }
 
 // The same where every GROUP columns have scales of their own, [groups][PANEL]: float sums.
 template <int N>
 ISA_INLINE void group_tile(const float* panel, int64_t depth, const float* factors, const float* lifts,
                            const int8_t* x, int64_t x_row, float* sums) {
+  Vec total[N][2];
+  for (int b = 0; b < N; ++b)
+    for (int v = 0; v < 2; ++v) total[b][v] = load(sums + b * PANEL + v * W);
   for (int64_t u = 0; u < depth; u += GROUP_UNITS, factors += PANEL, lifts += PANEL) {
     IntVec sum[N][2];
     for (int b = 0; b < N; ++b)
@@ -183,30 +223,21 @@ ISA_INLINE void group_tile(const float* panel, int64_t depth, const float* facto
       for (int b = 0; b < N; ++b)
         for (int v = 0; v < 2; ++v) sum[b][v] = add_fours(sum[b][v], panel + v * W, x + b * x_row);
     for (int b = 0; b < N; ++b)
-      for (int v = 0; v < 2; ++v) {
-        float* at = sums + b * PANEL + v * W;
-        store(at, load(at) + __builtin_convertvector(sum[b][v], Vec) * load(factors + v * W));
-      }
+      for (int v = 0; v < 2; ++v)
+        total[b][v] += __builtin_convertvector(sum[b][v], Vec) * load(factors + v * W);
   }
+  for (int b = 0; b < N; ++b)
+    for (int v = 0; v < 2; ++v) store(sums + b * PANEL + v * W, total[b][v]);
 }
-
-// What a matrix is multiplied with: `count` tokens, in int8 with a scale each where the matrix is rounded. Of floats,
-// BLOCK columns are neighbours, and `apart` floats lie between the first of them and those of the next block.
-struct Tokens {
-  const float* x;
-  const int8_t* bytes;
-  const float* scales;
-  int64_t row, byte_row, count;
-  int64_t apart = BLOCK;
-};
 
 // Adds the products of N tokens' units `first` to `first + depth` with a panel of them.
 template <int64_t Kind, int N>
 ISA_INLINE void add_tile(const Desk& desk, const float* panel, int64_t depth, const Tokens& in, int64_t t,
-                         int64_t first) {
+                         int64_t first, const Goal* whole) {
   float* sums = desk.sums + t * PANEL;
   if constexpr (Kind == INT8)
-    byte_tile<N>(panel, depth, desk.lifts, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
+    whole ? byte_tile<N, true>(panel, depth, desk, in, t, first, *whole)
+          : byte_tile<N, false>(panel, depth, desk, in, t, first, {});
   else if constexpr (Kind == INT4)
     group_tile<N>(panel, depth, desk.factors, desk.lifts, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
   else
@@ -215,22 +246,26 @@ ISA_INLINE void add_tile(const Desk& desk, const float* panel, int64_t depth, co
 
 // The same for all tokens.
 template <int64_t Kind>
-ISA_INLINE void add_tiles(const Desk& desk, const float* panel, int64_t depth, const Tokens& in, int64_t first) {
-  constexpr int MOST = takes_bytes(Kind) ? BYTE_TILE : TILE;
+ISA_INLINE void add_tiles(const Desk& desk, const float* panel, int64_t depth, const Tokens& in, int64_t first,
+                          const Goal* whole) {
+  constexpr int MOST = Kind == INT4 ? GROUP_TILE : Kind == INT8 ? BYTE_TILE : TILE;
   int64_t t = 0;
-  for (; t + MOST <= in.count; t += MOST) add_tile<Kind, MOST>(desk, panel, depth, in, t, first);
-  for (; t + 4 <= in.count; t += 4) add_tile<Kind, 4>(desk, panel, depth, in, t, first);
-  for (; t + 2 <= in.count; t += 2) add_tile<Kind, 2>(desk, panel, depth, in, t, first);
-  for (; t < in.count; ++t) add_tile<Kind, 1>(desk, panel, depth, in, t, first);
+  for (; t + MOST <= in.count; t += MOST) add_tile<Kind, MOST>(desk, panel, depth, in, t, first, whole);
+  for (; t + 4 <= in.count; t += 4) add_tile<Kind, 4>(desk, panel, depth, in, t, first, whole);
+  for (; t + 2 <= in.count; t += 2) add_tile<Kind, 2>(desk, panel, depth, in, t, first, whole);
+  for (; t < in.count; ++t) add_tile<Kind, 1>(desk, panel, depth, in, t, first, whole);
 }
 
-// Adds up the products of all tokens with rows r to r + rows. T is how the matrix is stored.
+// The products of all tokens with rows r and those after it. T is how the matrix is stored.
 template <int64_t Kind, class T>
-ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int64_t r, int64_t rows, const Tokens& in,
-                          const Desk& desk) {
-  std::memset(desk.sums, 0, sizeof(float) * in.count * PANEL);
-  for (int64_t first = 0; first < units; first += DEPTH) {
-    const int64_t depth = units - first < DEPTH ? units - first : DEPTH;
+ISA_INLINE void multiply_panel(const Matrix& matrix, int64_t row, int64_t units, int64_t r, const Tokens& in,
+                               const Desk& desk, const Goal& goal) {
+  constexpr int64_t MOST = takes_bytes(Kind) ? UNITS : DEPTH;
+  const int64_t rows = goal.rows;
+  const bool whole = Kind == INT8 && units <= MOST;
+  if (!whole) std::memset(desk.sums, 0, sizeof(float) * in.count * PANEL);
+  for (int64_t first = 0; first < units; first += MOST) {
+    const int64_t depth = units - first < MOST ? units - first : MOST;
     if constexpr (Kind == PANELS)
       lay_out_panels(matrix, r, rows, first, depth, desk.panel);
     else
@@ -245,28 +280,17 @@ ISA_INLINE void add_panel(const Matrix& matrix, int64_t row, int64_t units, int6
     if constexpr (takes_bytes(Kind)) add_lifts(desk.panel, depth, Kind == INT4 ? GROUP_UNITS : depth, desk.lifts);
     const int64_t run = takes_bytes(Kind) || in.apart == BLOCK ? depth : BLOCK;  // of neighbouring columns
     for (int64_t u = 0; u < depth; u += run)
-      add_tiles<Kind>(desk, desk.panel + u * PANEL, depth - u < run ? depth - u : run, in, first + u);
+      add_tiles<Kind>(desk, desk.panel + u * PANEL, depth - u < run ? depth - u : run, in, first + u,
+                      whole ? &goal : nullptr);
   }
-}
-
-// The sums of all tokens with rows r to r + rows, with scales and bias, into or onto `to`.
-ISA_INLINE void store_panel(const Matrix& matrix, int64_t r, int64_t rows, const Tokens& in, const Desk& desk,
-                            float* to, int64_t to_row, bool add) {
-  float bias[PANEL] = {}, scale[PANEL] = {};
-  for (int64_t i = 0; i < rows; ++i) {
-    bias[i] = matrix.bias ? matrix.bias[r + i] : 0.0f;
-    scale[i] = matrix.format == INT8 ? static_cast<const float*>(matrix.scale)[r + i] : 0.0f;
-  }
+  if (whole) return;
   for (int64_t t = 0; t < in.count; ++t)
-    for (int64_t i = 0; i < rows; i += W) {
-      float* out = to + t * to_row + r + i;
-      Vec value = load(desk.sums + t * PANEL + i);
-      if (matrix.format == INT8)
-        value = __builtin_convertvector((IntVec)value, Vec) * (load(scale + i) * in.scales[t]);
-      else if (matrix.format == INT4)
-        value *= in.scales[t];
-      value += load(bias + i);
-      store_part(out, add ? load_part(out, rows - i) + value : value, rows - i);
+    for (int v = 0; v < 2; ++v) {
+      const Vec sum = load(desk.sums + t * PANEL + v * W);
+      if (Kind == INT8)
+        reach(goal, in, t, v, (IntVec)sum);
+      else
+        reach(goal, t, v, Kind == INT4 ? sum * in.scales[t] : sum);
     }
 }
 
@@ -275,18 +299,21 @@ ISA_INLINE void store_panel(const Matrix& matrix, int64_t r, int64_t rows, const
                                                         float* to, int64_t to_row, bool add, const Desk& desk) {
   const int64_t columns = matrix.columns, groups = (columns + GROUP - 1) / GROUP;
   for (int64_t r = range.first; r < range.last; r += PANEL) {
-    const int64_t rows = range.last - r < PANEL ? range.last - r : PANEL;
+    Goal goal = {to + r, to_row, range.last - r < PANEL ? range.last - r : PANEL, add};
+    for (int64_t i = 0; i < goal.rows; ++i) {
+      goal.bias[i] = matrix.bias ? matrix.bias[r + i] : 0.0f;
+      goal.scale[i] = matrix.format == INT8 ? static_cast<const float*>(matrix.scale)[r + i] : 0.0f;
+    }
     if (matrix.format == INT8)
-      add_panel<INT8, int8_t>(matrix, filled(columns), filled(columns) / 4, r, rows, in, desk);
+      multiply_panel<INT8, int8_t>(matrix, filled(columns), filled(columns) / 4, r, in, desk, goal);
     else if (matrix.format == INT4)
-      add_panel<INT4, Nibbles>(matrix, groups * GROUP_BYTES, groups * GROUP_UNITS, r, rows, in, desk);
+      multiply_panel<INT4, Nibbles>(matrix, groups * GROUP_BYTES, groups * GROUP_UNITS, r, in, desk, goal);
     else if (matrix.format == BFLOAT16)
-      add_panel<BFLOAT16, uint16_t>(matrix, columns, columns, r, rows, in, desk);
+      multiply_panel<BFLOAT16, uint16_t>(matrix, columns, columns, r, in, desk, goal);
     else if (matrix.format == PANELS)
-      add_panel<PANELS, uint16_t>(matrix, columns, columns, r, rows, in, desk);
+      multiply_panel<PANELS, uint16_t>(matrix, columns, columns, r, in, desk, goal);
     else
-      add_panel<FLOAT32, float>(matrix, columns, columns, r, rows, in, desk);
-    store_panel(matrix, r, rows, in, desk, to, to_row, add);
+      multiply_panel<FLOAT32, float>(matrix, columns, columns, r, in, desk, goal);
   }
 }
 

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t TOKENS = 504;       // of a block, unless asked otherwise: whole tiles of prefill_products.h
 constexpr int64_t MANY = 16;          // vectors for which laying out an int8 matrix pays
 constexpr int64_t LINE = 16;          // floats that the processor fetches together
-constexpr int64_t UNITS = 256;        // of a row of a matrix, laid out at a time
+constexpr int64_t UNITS = 512;        // of a row of a matrix, laid out at a time: at most
 constexpr int64_t WIDEST_PANEL = 32;  // rows of a matrix, laid out side by side
 
 // Distance of neighbouring rows in floats: whole lines, an odd number of them, so that a column's values do not all
