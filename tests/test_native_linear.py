@@ -23,7 +23,7 @@ from mambaformer.modeling_mambaformer.quantized_modules import RoundedLinear, ro
 
 pytestmark = pytest.mark.skipif(not module.AVAILABLE, reason="the compiled product is not built")
 FORMATS = ("int8", "int4")
-COUNTS = (1, 2, 3, 4, 5, 13, 252, 253, 300)
+COUNTS = (1, 2, 3, 4, 5, 13, 253, 504, 505)
 
 
 def rounded_layer(rows: int, columns: int, weight_format: str = "int8", bias: bool = False) -> RoundedLinear:
@@ -49,7 +49,9 @@ def expected(layer: RoundedLinear, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
-@pytest.mark.parametrize("rows, columns", [(1, 1), (5, 33), (16, 64), (17, 65), (40, 127), (70, 768), (33, 1030)])
+@pytest.mark.parametrize(
+    "rows, columns", [(1, 1), (5, 33), (16, 64), (17, 65), (40, 127), (70, 768), (33, 1030), (20, 2100)]
+)
 def test_sums_are_those_of_the_rounded_numbers(rows, columns, weight_format, instructions):
     x = torch.randn(COUNTS[-1], columns)
     x[3], x[4] = 0.0, x[4] * 1e20
