@@ -1,7 +1,7 @@
 // Copyright 2026 The MambaFormer developers. Licensed under the Apache License, Version 2.0.
 //
-// Work that threads take piece by piece, so that nobody waits long for a slower one, and what one thread wrote
-// is mostly read by the same, whose cache has it.
+// Work that threads take piece by piece: nobody waits long for a slower one, and what a thread wrote is mostly read by
+// the same thread, whose cache has it.
 
 #pragma once
 
