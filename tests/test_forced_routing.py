@@ -64,6 +64,10 @@ def et5_pair(request, compose):
     """A composed model and its plain T5."""
     kind, encoder_layers, decoder_layers = request.param
     et5 = tiny_et5(kind, encoder_layers=encoder_layers, decoder_layers=decoder_layers)
+    if (
+        kind == "untied"
+    ):  # drawn as it is, its logits of up to 20 are 9e-5 from those of float64 in the plain model too
+        et5.lm_head.weight.data *= et5.config.d_model**-0.5
     model, plain, _ = compose(et5, tiny_emamba())
     assert type(plain) is T5ForConditionalGeneration
     assert plain.config.scale_decoder_outputs == (kind == "v1.0")
