@@ -31,7 +31,7 @@ struct SourceStage {
   float *x, *scales;
   int8_t* bytes;
   int64_t tokens, row, byte_row;
-  Pieces* pieces;   // [threads]
+  Pieces* pieces;  // [threads]
 };
 
 // What each thread has for itself: sums of a block of tokens with a piece of a matrix, [block][BLOCK].

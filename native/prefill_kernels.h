@@ -22,18 +22,23 @@ ISA_INLINE void note(const Bench& own, int64_t t, IntVec seen) {
   static_assert(W <= WIDEST_PANEL / 2, "every lane has its place");
   store(own.most + t * W, (Vec)larger(seen, (IntVec)load(own.most + t * W)));
 }
-ISA_INLINE void forget(const Stage& stage, const Bench& own) {
+
+// What a thread notes of rows to be multiplied with this matrix, after what it may have noted before; or nothing.
+ISA_INLINE const Bench* note_for(const Matrix& matrix, const Stage& stage, const Bench& own) {
+  if (!takes_bytes(matrix.format)) return nullptr;
   std::memset(own.most, 0, sizeof(float) * stage.block.count * W);
-}
-ISA_INLINE void tell(const Stage& stage, const Bench& own, int64_t thread) {
-  for (int64_t t = 0; t < stage.block.count; ++t)
-    stage.most[thread * stage.block.count + t] = lane_max((IntVec)load(own.most + t * W));
+  return &own;
 }
 
-// Rounds some channels of all tokens as the decoding step does a whole row, once every thread has told what it noted.
+// Rounds all tokens' channels as the decoding step does a row, where the matrix is rounded: the threads tell each other
+// what they noted, and each rounds its share.
 ISA_INLINE void round_channels(const Matrix& matrix, const float* x, const Layout& layout, const Stage& stage,
-                               const Range& channels, int64_t threads, const Bench& own) {
+                               int64_t thread, int64_t threads, const Bench& own) {
+  if (!takes_bytes(matrix.format)) return;
   const int64_t columns = matrix.columns, count = stage.block.count;
+  const Range channels = share_of(columns, thread, threads);
+  for (int64_t t = 0; t < count; ++t) stage.most[thread * count + t] = lane_max((IntVec)load(own.most + t * W));
+  meet();
   for (int64_t t = 0; t < count; ++t) {
     int32_t most = 0;
     for (int64_t i = 0; i < threads; ++i) most = std::max(most, stage.most[i * count + t]);
@@ -104,10 +109,9 @@ ISA_INLINE void keep_window(int64_t K, int64_t channels, const float* window, T*
 
 // x of some channels of one block becomes its activated convolution.
 ISA_INLINE void convolve_channels(const StepArgs& model, int64_t l, const Layout& layout, const Stage& stage,
-                                  int64_t first, int64_t channels, const Bench& own) {
+                                  int64_t first, int64_t channels, const Bench* noting, const Bench& own) {
   const Layer& layer = model.layers[l];
   const int64_t K = model.kernel;
-  const Bench* noting = takes_bytes(layer.x_proj.format) ? &own : nullptr;
   float* weight = own.conv;                   // [kernel][BLOCK], then the bias
   float* before = weight + (K + 1) * BLOCK;   // [kernel][BLOCK], the inputs before the segment
   float* window = before + K * BLOCK;         // [kernel][BLOCK], the last inputs of the segment
@@ -167,10 +171,9 @@ ISA_INLINE float load_steps(const Layout& layout, const Stage& stage, int64_t t,
 
 // y = C h + D u of some channels, times silu(z) where `gated`, from the step sizes in its place.
 ISA_INLINE void scan_channels(const StepArgs& model, int64_t l, const Layout& layout, const Stage& stage,
-                              int64_t first, int64_t channels, bool gated, const Bench& own) {
+                              int64_t first, int64_t channels, bool gated, const Bench* noting, const Bench& own) {
   const Layer& layer = model.layers[l];
   const int64_t N = model.state;
-  const bool rounded = gated && takes_bytes(layer.out_proj.format);
   float* delta = own.scan;               // [CHUNK][BLOCK]
   float* input = delta + CHUNK * BLOCK;  // [CHUNK][BLOCK]
   float* y = input + CHUNK * BLOCK;      // [CHUNK][BLOCK]
@@ -208,7 +211,7 @@ ISA_INLINE void scan_channels(const StepArgs& model, int64_t l, const Layout& la
           store(to + c, value);
           most = larger(seen(value, to + c, channels - c), most);
         }
-        if (rounded) note(own, t + i, most);
+        if (noting) note(*noting, t + i, most);
       }
     }
     scatter_states(states, h, channels, N);
@@ -257,7 +260,6 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
                                   int64_t thread, int64_t threads) {
   const int64_t hidden = model.hidden, dim = model.dim, projections = model.rank + 2 * model.state;
   const Range mine = part_of(stage.block.count, thread, threads), all = {0, stage.block.count};
-  const Range channels = share_of(dim, thread, threads);
   for (int64_t t = mine.first; t < mine.last; ++t)
     embed(model, stage.block.ids[t], {0, hidden}, stage.residual + t * layout.hidden);
   for (int64_t l = 0; l < model.layer_count; ++l) {
@@ -270,36 +272,28 @@ ISA_TARGET static void read_block(const StepArgs& model, const Layout& layout, c
       round_tokens(layer.in_proj, stage.normed, layout.hidden, layout, stage, {t, t + 1});
     }
     meet();
-    forget(stage, own);
+    const Bench* noting = note_for(layer.x_proj, stage, own);
     for (Range c; take_piece(stage.inputs, dim, thread, threads, LEAST_PIECE, false, c);) {
       const int64_t to = layout.at(c.first) - c.first;
       multiply_block(layer.in_proj, c, {stage.normed, layout.hidden}, all, layout, stage, stage.x + to, BLOCK,
                      false, own);
-      convolve_channels(model, l, layout, stage, c.first, c.last - c.first, own);
+      convolve_channels(model, l, layout, stage, c.first, c.last - c.first, noting, own);
       if (!last)
         multiply_block(layer.in_proj, {dim + c.first, dim + c.last}, {stage.normed, layout.hidden}, all, layout,
                        stage, stage.z + to - dim, BLOCK, false, own);
     }
-    if (takes_bytes(layer.x_proj.format)) {
-      tell(stage, own, thread);
-      meet();
-      round_channels(layer.x_proj, stage.x, layout, stage, channels, threads, own);
-    }
+    round_channels(layer.x_proj, stage.x, layout, stage, thread, threads, own);
     meet();
     multiply_block(layer.x_proj, {0, projections}, {stage.x, BLOCK, layout.apart}, mine, layout, stage, stage.projected,
                    layout.projected, false, own);
     meet();
-    forget(stage, own);
+    noting = last ? nullptr : note_for(layer.out_proj, stage, own);
     for (Range c; take_piece(stage.scans, dim, thread, threads, LEAST_PIECE, true, c);) {
       multiply_block(layer.dt_proj, c, {stage.projected, layout.projected}, all, layout, stage,
                      stage.y + layout.at(c.first) - c.first, BLOCK, false, own);
-      scan_channels(model, l, layout, stage, c.first, c.last - c.first, !last, own);
+      scan_channels(model, l, layout, stage, c.first, c.last - c.first, !last, noting, own);
     }
-    if (!last && takes_bytes(layer.out_proj.format)) {
-      tell(stage, own, thread);
-      meet();
-      round_channels(layer.out_proj, stage.y, layout, stage, channels, threads, own);
-    }
+    if (!last) round_channels(layer.out_proj, stage.y, layout, stage, thread, threads, own);
     meet();
     if (last) break;
     for (Range r; take_piece(stage.outputs, hidden, thread, threads, LEAST_PIECE, false, r);)

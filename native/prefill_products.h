@@ -14,7 +14,7 @@ namespace ISA_NAMESPACE {
 
 constexpr int PANEL = 2 * W;             // rows of the matrix, side by side
 constexpr int TILE = W == 16 ? 12 : 6;   // tokens, whose sums with a panel fit into the registers
-constexpr int BYTE_TILE = ISA_VNNI ? TILE : 4;             // the same, rounded to int8
+constexpr int BYTE_TILE = ISA_VNNI ? TILE : 4;              // the same, rounded to int8
 constexpr int GROUP_TILE = W == 16 ? TILE / 2 : BYTE_TILE;  // the same, with sums in float32 beside those of a group
 constexpr int64_t DEPTH = 256;           // columns of floats that are laid out at a time; of bytes UNITS of four columns
 constexpr int64_t GROUP_UNITS = GROUP / 4;
@@ -186,24 +186,24 @@ ISA_INLINE void float_tiles(const float* panel, int64_t depth, const float* x, i
   if (t < count) float_tile<1>(panel, depth, x + t * x_row, x_row, sums + t * sums_row, sums_row);
 }
 
-// The same for bytes: 32-bit sums [N][PANEL], kept where floats would be, or, where they are WHOLE, neither read nor
-// kept, but what the goal wants.
-template <int N, bool Whole>
+// The same for bytes: 32-bit sums [N][PANEL], kept where floats would be; or neither read nor kept, where these products
+// are `whole` and reach their goal.
+template <int N>
 ISA_INLINE void byte_tile(const float* panel, int64_t depth, const Desk& desk, const Tokens& in, int64_t t,
-                          int64_t first, const Goal& goal) {
+                          int64_t first, const Goal* whole) {
   const int8_t* x = in.bytes + t * in.byte_row + 4 * first;
   float* sums = desk.sums + t * PANEL;
   IntVec sum[N][2];
   for (int b = 0; b < N; ++b)
     for (int v = 0; v < 2; ++v)
-      sum[b][v] = without_lift(Whole ? IntVec{} : (IntVec)load(sums + b * PANEL + v * W), desk.lifts + v * W);
+      sum[b][v] = without_lift(whole ? IntVec{} : (IntVec)load(sums + b * PANEL + v * W), desk.lifts + v * W);
   for (int64_t u = 0; u < depth; ++u, panel += PANEL, x += 4)
     for (int b = 0; b < N; ++b)
       for (int v = 0; v < 2; ++v) sum[b][v] = add_fours(sum[b][v], panel + v * W, x + b * in.byte_row);
   for (int b = 0; b < N; ++b)
     for (int v = 0; v < 2; ++v)
-      if (Whole)
-        reach(goal, in, t + b, v, sum[b][v]);
+      if (whole)
+        reach(*whole, in, t + b, v, sum[b][v]);
       else
         store(sums + b * PANEL + v * W, (Vec)sum[b][v]);
 }
@@ -236,8 +236,7 @@ ISA_INLINE void add_tile(const Desk& desk, const float* panel, int64_t depth, co
                          int64_t first, const Goal* whole) {
   float* sums = desk.sums + t * PANEL;
   if constexpr (Kind == INT8)
-    whole ? byte_tile<N, true>(panel, depth, desk, in, t, first, *whole)
-          : byte_tile<N, false>(panel, depth, desk, in, t, first, {});
+    byte_tile<N>(panel, depth, desk, in, t, first, whole);
   else if constexpr (Kind == INT4)
     group_tile<N>(panel, depth, desk.factors, desk.lifts, in.bytes + t * in.byte_row + 4 * first, in.byte_row, sums);
   else

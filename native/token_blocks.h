@@ -36,6 +36,7 @@ struct Arena {
   }
 };
 
+// What has been taken of each thread's share.
 [[maybe_unused]] Pieces* take_pieces(Arena& arena, int64_t threads) {
   static_assert(sizeof(Pieces) == LINE * sizeof(float), "a line for each thread");
   float* memory = arena.take(threads * LINE);

@@ -142,10 +142,10 @@ ISA_INLINE float largest_magnitude(const float* p, int64_t count) {
 constexpr float LEAST = -123.0f;  // the smallest power of two that exp2 gives
 
 #if ISA_WIDTH == 16
-// 2^x of x between LEAST and 126, or NaN: x = n + k / 32 + f. 2^(k / 32) comes from a table that two registers hold, from whose
-// bits k has been taken off, so that what is added to the exponent need not be separated from it. 2^f is a parabola in
-// its vertex form, (f + 46 / 32)^2 + c: f and the vertex come in one subtraction, and the parabola's factor stands in the
-// table. Exactly 1 at 0. Processors have more units for sums than for products, and the scan keeps the latter busy.
+// 2^x of x between LEAST and 126, or NaN: x = n + k / 32 + f. 2^(k / 32) comes from a table that two registers hold, from
+// whose bits k has been taken off, so that what is added to the exponent need not be separated from it. 2^f is a
+// parabola in its vertex form, (f + 46 / 32)^2 + c: f and the vertex come in one subtraction, and the parabola's factor
+// stands in the table. Exactly 1 at 0. Sums have units of their own; products are what the scan waits for.
 ISA_INLINE Vec exp2_by_table(Vec x) {
   const Vec shifted = x + 393216.0f;  // 1.5 * 2^18: the 32nds land in the low mantissa bits
   const Vec f = x - (shifted - (393216.0f + 1.4375f));
