@@ -23,7 +23,7 @@ from mambaformer.modeling_mambaformer.quantized_modules import RoundedLinear, ro
 
 pytestmark = pytest.mark.skipif(not module.AVAILABLE, reason="the compiled product is not built")
 FORMATS = ("int8", "int4")
-COUNTS = (1, 2, 3, 4, 5, 13, 253, 504, 505)
+COUNTS = (1, 2, 3, 4, 5, 13, 252, 253, 300, 504, 505)
 
 
 def rounded_layer(rows: int, columns: int, weight_format: str = "int8", bias: bool = False) -> RoundedLinear:
